@@ -1,0 +1,40 @@
+# Two commands for a newcomer: `make demo`, then `make test`. Only Python 3.11 or newer is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo test test-slow lint bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]' --constraint constraints.txt
+	touch $@
+
+$(VENV)/installed-lint: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]' --constraint constraints.txt
+	touch $@
+
+demo: $(VENV)/installed  ## every step from ResNet to ConvNeXt, trained on handwritten digits; prints where the report lies
+	$(BIN)/convnext roadmap --data digits --regime micro --out $(DEMO)
+
+test: $(VENV)/installed-test  ## everything but the slow tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/installed  ## the cost and speed of the family and the references, as committed in benchmarks/results
+	$(BIN)/python benchmarks/family.py
+
+clean:
+	rm -rf $(VENV) runs

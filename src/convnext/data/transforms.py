@@ -1,0 +1,119 @@
+"""Ways to vary images in training, and the one way to prepare them for evaluation."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from convnext.errors import unknown_name
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+EVAL_CROP = 0.875  # evaluation resizes the shorter side to size / 0.875, then crops the centre
+SQUASH_FROM = 384  # from this size on, evaluation resizes to the square without a crop
+
+Augment = Literal["none", "affine", "crop_flip", "rand_augment"]
+BATCH_AUGMENTS = ("none", "affine", "crop_flip")  # those that run on whole batches of tensors
+
+
+def check_augment(augment: str) -> None:
+    """Refuse an unknown augmentation."""
+    if augment not in get_args(Augment):
+        raise unknown_name("augmentation", augment, get_args(Augment))
+
+
+def resize_batch(images: Tensor, image_size: int) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] to (N, C, image_size, image_size)."""
+    if images.shape[-2:] == (image_size, image_size):
+        return images
+    shape = (image_size, image_size)
+    return F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in [0, 1] to ImageNet's mean and standard deviation."""
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def augment_batch(images: Tensor, augment: str) -> Tensor:
+    """Vary each of the images (N, C, H, W) by itself; draws from torch's global generator."""
+    if augment == "affine":
+        return random_affine(images)
+    if augment == "crop_flip":
+        return random_crop_flip(images)
+    return images
+
+
+def random_affine(images: Tensor, degrees: float = 10, scale: float = 0.1, shift: float = 0.08) -> Tensor:
+    """Turn, scale and shift each image at random: for digits and characters, which must not be flipped.
+
+    Args:
+        images: (N, C, H, W); what comes in from outside is black.
+        degrees: largest angle.
+        scale: largest relative change of size.
+        shift: largest shift, as a part of the image's size.
+    """
+    count = len(images)
+    angle = torch.empty(count).uniform_(-degrees, degrees) * (math.pi / 180)
+    zoom = torch.empty(count).uniform_(1 - scale, 1 + scale)
+    offset = torch.empty(count, 2).uniform_(-2 * shift, 2 * shift)  # the grid spans -1 to 1
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    rows = (torch.stack((cos, -sin, offset[:, 0]), 1), torch.stack((sin, cos, offset[:, 1]), 1))
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images), align_corners=False)
+
+
+def random_crop_flip(images: Tensor) -> Tensor:
+    """Pad by an eighth, cut each image out at random, mirror every other one: for small photographs."""
+    count, _, height, width = images.shape
+    pad = max(1, height // 8)
+    padded = F.pad(images, (pad, pad, pad, pad), mode="reflect").permute(0, 2, 3, 1)  # (N, H + 2 pad, W + 2 pad, C)
+    top, left = (torch.randint(2 * pad + 1, (count, 1)) for _ in range(2))
+    rows = (top + torch.arange(height)).view(count, height, 1)
+    columns = left + torch.arange(width)
+    columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns).view(count, 1, width)
+    return padded[torch.arange(count).view(count, 1, 1), rows, columns].permute(0, 3, 1, 2)
+
+
+def training_transform(image_size: int, augment: str) -> Callable[[Image.Image], Tensor]:
+    """The pipeline from a picture to a normalised tensor (3, image_size, image_size) for training."""
+    from timm.data.transforms_factory import create_transform
+
+    if augment == "none":
+        return evaluation_transform(image_size)
+    if augment == "affine":
+        from torchvision.transforms import v2
+
+        vary = v2.RandomAffine(10, translate=(0.08, 0.08), scale=(0.9, 1.1))
+        return v2.Compose([vary, evaluation_transform(image_size)])
+    paper = augment == "rand_augment"
+    return create_transform(
+        image_size,
+        is_training=True,
+        scale=(0.08, 1) if paper else (0.35, 1),
+        auto_augment="rand-m9-mstd0.5-inc1" if paper else None,
+        color_jitter=0,
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
+        re_prob=0,
+    )
+
+
+def evaluation_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
+    """The pipeline from a picture to a normalised tensor (3, image_size, image_size) for evaluation."""
+    from timm.data.transforms_factory import create_transform
+
+    squash = image_size >= SQUASH_FROM
+    return create_transform(
+        image_size,
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
+        crop_pct=1.0 if squash else EVAL_CROP,
+        crop_mode="squash" if squash else "center",
+    )

@@ -1,0 +1,31 @@
+"""Errors in the user's terms: what was needed, what arrived, what to do.
+
+The command line prints their message alone and exits with their ``exit_status``.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvNeXtError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(ConvNeXtError, ValueError):
+    """The words were wrong: an unknown name, a value out of range, a path that is not there."""
+
+    exit_status = 2
+
+
+class RunError(ConvNeXtError, RuntimeError):
+    """The work failed: a full disk, a loss that is not finite, data that vanished."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UsageError:
+    """The error for a ``name`` that is not among the ``known`` ones: it lists the nearest, then a ``remedy``."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:8]
+    more = "" if len(nearest) == len(known) else ", ..."
+    return UsageError(f"unknown {kind} {name!r}: did you mean {', '.join(nearest)}{more}? {remedy}".rstrip())

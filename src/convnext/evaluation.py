@@ -1,0 +1,60 @@
+"""Exact metrics over a split: every image once."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from convnext.data.batches import Batch
+from convnext.errors import RunError
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A split's metrics: accuracies in %, mean cross-entropy, how many images, and the files that were unreadable."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    unreadable: tuple[str, ...]
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    num_classes: int,
+    device: torch.device,
+    autocast: AbstractContextManager[None],
+) -> Metrics:
+    """Evaluate a classifier; the model is left in evaluation mode.
+
+    Raises:
+        RunError: not one image could be read.
+    """
+    model.eval()
+    top1 = MulticlassAccuracy(num_classes, average="micro").to(device)
+    top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
+    loss, count, unreadable = torch.zeros((), dtype=torch.float64), 0, []
+    with torch.inference_mode():
+        for batch in batches:
+            unreadable += batch.unreadable
+            if not len(batch.images):
+                continue
+            images, labels = batch.images.to(device), batch.labels.to(device)
+            with autocast:
+                logits = model(images.contiguous(memory_format=torch.channels_last))
+            logits = logits.float()
+            top1.update(logits, labels)
+            top5.update(logits, labels)
+            loss += F.cross_entropy(logits, labels, reduction="sum").double().cpu()
+            count += len(labels)
+    if not count:
+        raise RunError(f"none of the held-out images can be read; the first: {unreadable[0]}")
+    return Metrics(
+        100 * top1.compute().item(), 100 * top5.compute().item(), loss.item() / count, count, tuple(unreadable)
+    )

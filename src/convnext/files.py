@@ -1,0 +1,80 @@
+"""Files that survive: written whole under another name and then renamed, and locked folders."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from convnext.errors import RunError
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+    """Write a file so that at every moment the old content or the new one is there, whole.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error, len(data)) from error
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document atomically."""
+    write_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a log."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise cannot_write(path, error, len(line)) from error
+
+
+def cannot_write(path: Path, error: OSError, size: int) -> RunError:
+    """The error for a write that failed."""
+    if error.errno in DISK_FULL:
+        return RunError(
+            f"the disk is full: {path} needs {size / 1e6:.1f} MB ({error.strerror}). What was written before is whole: "
+            "free some space, then call again with the same words to go on"
+        )
+    return RunError(f"cannot write {path}: {error.strerror}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"another process is working in {folder}: wait for it, or choose another folder") from error
+    except OSError as error:
+        raise cannot_write(folder, error, 0) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,96 @@
+"""What a network costs to run: parameters, multiply-accumulates, activations; and its measured speed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from convnext.errors import UsageError
+
+aten = torch.ops.aten
+CONVOLUTIONS_AND_LINEAR_LAYERS = (aten.convolution.default, aten.addmm.default, aten.mm.default)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one image.
+
+    Attributes:
+        params: number of parameters.
+        macs: multiply-accumulates of convolutions, linear layers and the matrix products of attention.
+        activations: elements that convolutions and linear layers put out.
+    """
+
+    params: int
+    macs: int
+    activations: int
+
+
+class ActivationCounter(TorchDispatchMode):
+    """Adds up the elements that convolutions and linear layers put out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activations = 0
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in CONVOLUTIONS_AND_LINEAR_LAYERS:
+            self.activations += out.numel()
+        return out
+
+
+def cost(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Cost:
+    """Count a network's cost for one image of ``image_size`` pixels (height and width), on the meta device.
+
+    Nothing is computed and the model is left as it is. Multiply-accumulates are torch's own FLOP count, halved.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    image = torch.empty(1, image_channels(model), *size, device="meta", dtype=next(model.parameters()).dtype)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), ActivationCounter() as counter, FlopCounterMode(display=False) as flops:
+            torch.func.functional_call(model, on_meta, (image,))
+    finally:
+        model.train(training)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(params=params, macs=flops.get_total_flops() // 2, activations=counter.activations)
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    raise UsageError(f"{type(model).__name__} has no convolution: the number of image channels is not known")
+
+
+def images_per_second(model: nn.Module, images: Tensor, seconds: float) -> float:
+    """Measure inference: images per second of the fastest of the passes that fit in ``seconds``, after a warm-up pass.
+
+    The fastest, since on a shared machine everything else only ever adds time.
+    """
+    training = model.training
+    model.eval()
+    best = float("inf")
+    try:
+        with torch.inference_mode():
+            model(images)
+            end = time.perf_counter() + seconds
+            while best == float("inf") or time.perf_counter() < end:
+                start = time.perf_counter()
+                model(images)
+                if images.is_cuda:
+                    torch.cuda.synchronize(images.device)
+                best = min(best, time.perf_counter() - start)
+    finally:
+        model.train(training)
+    return len(images) / best

@@ -1,0 +1,95 @@
+"""Layers that the networks share: norms, pointwise and stochastic layers, initialisation.
+
+Maps are (N, C, H, W), kept in channels_last memory, so that the (N, H, W, C) views taken here cost no copy.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def to_nhwc(x: Tensor) -> Tensor:
+    """View (N, C, H, W) as (N, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
+
+
+def to_nchw(x: Tensor) -> Tensor:
+    """View (N, H, W, C) as (N, C, H, W)."""
+    return x.permute(0, 3, 1, 2)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of each position of a map (N, C, H, W); eps 1e-6 as in the paper's code."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return to_nchw(super().forward(to_nhwc(input)))
+
+
+class PointwiseLinear(nn.Linear):
+    """A 1x1 convolution of a map (N, C, H, W), computed as a linear layer over its (N, H, W, C) view."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return to_nchw(super().forward(to_nhwc(input)))
+
+
+class GlobalResponseNorm(nn.Module):
+    """ConvNeXt V2's GRN over (N, H, W, C): ``gamma * (x * Nx) + beta + x`` (arXiv 2301.00808, section 3.2).
+
+    ``Nx`` is each channel's L2 norm over the positions, divided by the mean of those norms over the channels.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)  # (N, 1, 1, C)
+        response = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
+        return self.gamma * (x * response) + self.beta + x
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop a residual branch for whole samples with probability ``rate``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+def drop_path_rates(maximum: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Rates that grow linearly over the blocks, from 0 at the first to ``maximum`` at the last, one list a stage."""
+    rates = iter(torch.linspace(0, maximum, sum(depths), device="cpu").tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal of deviation 0.02 for convolutions and linear layers, biases 0, as the paper's code does."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def classifier_head(channels: int, num_classes: int, init_scale: float) -> nn.Module:
+    """The last linear layer, its initial weights scaled by ``init_scale``; the identity for ``num_classes=0``."""
+    if num_classes == 0:
+        return nn.Identity()
+    head = nn.Linear(channels, num_classes)
+    init_weights(head)
+    with torch.no_grad():
+        head.weight.mul_(init_scale)
+    return head

@@ -1,0 +1,192 @@
+"""The roadmap from ResNet to ConvNeXt as data: each step is a kept step before it with one change.
+
+Source: arXiv 2201.03545, section 2; figures: its tables 10 (ResNet-50 regime) and 11 (ResNet-200 regime).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from convnext.errors import unknown_name
+from convnext.models.design import Design
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """The paper's figures for a step: ImageNet-1K top-1 in %, its deviation over 3 seeds, 10^9 MACs at 224 px."""
+
+    top1: float
+    top1_std: float | None
+    gmacs: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the roadmap.
+
+    Attributes:
+        key: its name.
+        title: the change in a few words.
+        change: the change in a sentence.
+        section: where the paper has it.
+        before: key of the step that it changes; None for the first.
+        design: all its choices.
+        kept: whether the path goes on from here; False for a side branch.
+        paper: the paper's figures on ImageNet; for ``micro``, which the paper does not have, those of the ResNet-50
+            regime.
+    """
+
+    key: str
+    title: str
+    change: str
+    section: str
+    before: str | None
+    design: Design
+    kept: bool
+    paper: PaperFigures
+
+
+@dataclass(frozen=True)
+class Regime:
+    """The size at which the path is walked: where it starts, and what ``stage_ratio`` and ``width`` set."""
+
+    start: dict[str, Any]
+    stage_ratio: dict[str, Any]
+    width: int
+
+
+REGIMES = {
+    "micro": Regime({"depths": (1, 1, 2, 1), "width": 16}, {"depths": (1, 1, 3, 1)}, width=24),
+    "tiny": Regime({"depths": (3, 4, 6, 3), "width": 64}, {"depths": (3, 3, 9, 3)}, width=96),
+    "base": Regime({"depths": (3, 24, 36, 3), "width": 64}, {"depths": (3, 3, 27, 3), "width": 84}, width=128),
+}
+
+# The paper's figures, a line a step: ResNet-50 regime (top-1, deviation, GMACs), ResNet-200 regime (top-1, GMACs).
+PAPER = {
+    "resnet": ((78.82, 0.07, 4.09), (81.14, 15.01)),
+    "stage_ratio": ((79.36, 0.07, 4.53), (81.33, 14.52)),
+    "patchify_stem": ((79.51, 0.18, 4.42), (81.59, 14.38)),
+    "depthwise": ((78.28, 0.08, 2.35), (80.54, 7.23)),
+    "width": ((80.50, 0.02, 5.27), (81.85, 16.76)),
+    "inverted_bottleneck": ((80.64, 0.03, 4.64), (82.64, 15.68)),
+    "move_up_depthwise": ((79.92, 0.08, 4.07), (82.04, 14.63)),
+    "kernel_5": ((80.35, 0.08, 4.10), (82.32, 14.70)),
+    "kernel_7": ((80.57, 0.14, 4.15), (82.30, 14.81)),
+    "kernel_9": ((80.57, 0.06, 4.21), (82.27, 14.95)),
+    "kernel_11": ((80.47, 0.11, 4.29), (82.18, 15.13)),
+    "gelu": ((80.62, 0.14, 4.15), (82.19, 14.81)),
+    "fewer_activations": ((81.27, 0.06, 4.15), (82.71, 14.81)),
+    "fewer_norms": ((81.41, 0.09, 4.15), (83.17, 14.81)),
+    "layer_norm": ((81.47, 0.09, 4.46), (83.35, 14.81)),
+    "separate_downsampling": ((81.97, 0.06, 4.49), (83.60, 15.35)),
+}
+
+# ImageNet-1K top-1 (%) and GMACs of the networks that the paper compares the two ends of the roadmap with.
+PAPER_REFERENCES = {
+    "micro": {"ResNet-50, original recipe": (76.13, 4.09), "Swin-T": (81.30, 4.50)},
+    "tiny": {"ResNet-50, original recipe": (76.13, 4.09), "Swin-T": (81.30, 4.50)},
+    "base": {"ResNet-200, original recipe": (78.20, 15.01), "Swin-B": (83.50, 15.43)},
+}
+
+
+def roadmap(regime: str = "tiny") -> tuple[Step, ...]:
+    """The sixteen steps from ResNet to ConvNeXt, in the paper's order.
+
+    Args:
+        regime: ``tiny`` (ResNet-50 to ConvNeXt-T), ``base`` (ResNet-200 to ConvNeXt-B) or ``micro`` (the same path at
+            a depth and width that two processor cores train in seconds).
+    """
+    if regime not in REGIMES:
+        raise unknown_name("regime", regime, REGIMES)
+    size = REGIMES[regime]
+    steps: list[Step] = []
+
+    def step(
+        key: str, title: str, section: str, sentence: str, after: Step | None = None, kept: bool = True, **change: Any
+    ) -> Step:
+        before = after or next((step for step in reversed(steps) if step.kept), None)
+        design = replace(before.design, **change) if before else Design(**change)
+        before_key = before.key if before else None
+        steps.append(Step(key, title, sentence, section, before_key, design, kept, paper_figures(regime, key)))
+        return steps[-1]
+
+    step(
+        "resnet",
+        "ResNet",
+        "2.1",
+        "The starting point: a ResNet with bottleneck blocks (stride on the 3x3), trained with the modern recipe.",
+        **size.start,
+    )
+    step(
+        "stage_ratio",
+        "Stage ratio",
+        "2.2",
+        "Move blocks towards the third stage: a compute ratio of 1:1:3:1 (1:1:9:1 in the larger networks), as in Swin.",
+        **size.stage_ratio,
+    )
+    step(
+        "patchify_stem",
+        "Patchify stem",
+        "2.2",
+        "One 4x4 convolution of stride 4 in place of the 7x7 convolution and the max-pool.",
+        stem="patchify",
+    )
+    step(
+        "depthwise",
+        "Depthwise convolution",
+        "2.3",
+        "The 3x3 convolution works on each channel alone: far fewer multiply-accumulates, less capacity.",
+        depthwise=True,
+    )
+    step("width", "Wider", "2.3", "Spend what that saved on width, up to Swin's number of channels.", width=size.width)
+    step(
+        "inverted_bottleneck",
+        "Inverted bottleneck",
+        "2.4",
+        "Narrow - wide - narrow, four times as wide inside, as in a transformer's MLP and MobileNetV2.",
+        bottleneck="inverted",
+    )
+    kernel_3 = step(
+        "move_up_depthwise",
+        "Depthwise first",
+        "2.5",
+        "The depthwise convolution moves up before the 1x1 layers, where there are fewer channels, as attention stands "
+        "before the MLP.",
+        block_order="spatial_first",
+    )
+    for kernel_size in (5, 7, 9, 11):
+        kept = kernel_size == 7
+        step(
+            f"kernel_{kernel_size}",
+            f"Kernel {kernel_size}x{kernel_size}",
+            "2.5",
+            f"The depthwise kernel grows from 3x3 to {kernel_size}x{kernel_size}"
+            + ("; the paper keeps this one." if kept else "; a side branch of the sweep."),
+            after=kernel_3,
+            kept=kept,
+            kernel_size=kernel_size,
+        )
+    step("gelu", "ReLU to GELU", "2.6", "GELU in place of ReLU.", activation="gelu")
+    step(
+        "fewer_activations",
+        "Fewer activations",
+        "2.6",
+        "One activation a block, between the two 1x1 layers.",
+        activations=1,
+    )
+    step("fewer_norms", "Fewer norms", "2.6", "One norm a block, before the first 1x1 layer.", norms=1)
+    step("layer_norm", "BatchNorm to LayerNorm", "2.6", "LayerNorm in place of BatchNorm.", norm="layer")
+    step(
+        "separate_downsampling",
+        "Separate downsampling",
+        "2.6",
+        "2x2 convolutions of stride 2 between the stages, with the norms that keep training stable. This is ConvNeXt.",
+        downsampling="separate",
+        stage_norms=True,
+    )
+    return tuple(steps)
+
+
+def paper_figures(regime: str, key: str) -> PaperFigures:
+    """The paper's figures for a step; ``micro`` shows those of the ResNet-50 regime."""
+    (top1, std, gmacs), (top1_200, gmacs_200) = PAPER[key]
+    return PaperFigures(top1_200, None, gmacs_200) if regime == "base" else PaperFigures(top1, std, gmacs)

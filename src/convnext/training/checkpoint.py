@@ -1,0 +1,106 @@
+"""The run folder: recipe, classes, metrics, environment and weights, each written whole or not at all."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from convnext.data import ImageData
+from convnext.environment import environment
+from convnext.errors import RunError, UsageError
+from convnext.files import append_line, write_atomically, write_json
+from convnext.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder on disk."""
+
+    dir: Path
+
+    def open(self, recipe: Recipe) -> None:
+        """Begin a run here, or go on with one.
+
+        Raises:
+            UsageError: the folder holds a run of another recipe, or other files.
+        """
+        path = self.dir / "recipe.json"
+        if not path.exists():
+            if self.dir.is_dir() and any(not entry.name.startswith(".") for entry in self.dir.iterdir()):
+                raise UsageError(f"{self.dir} has files but no run of this program: choose another folder with --out")
+            write_json(path, recipe.to_dict())
+            return
+        there = read_json(path)
+        differs = [name for name, value in recipe.identity.items() if there.get(name) != value]
+        if differs:
+            name = differs[0]
+            raise UsageError(
+                f"{self.dir} belongs to another recipe ({name} is {there.get(name)!r} there, {recipe.identity[name]!r} "
+                "here): choose another folder with --out, or the same recipe to go on"
+            )
+
+    def describe(self, data: ImageData) -> None:
+        """Record classes, the split of an undivided folder, and the environment.
+
+        Raises:
+            UsageError: the folder of images was split before, and its files are no longer the same.
+        """
+        write_json(self.dir / "classes.json", list(data.classes))
+        if data.split is not None:
+            path = self.dir / "split.json"
+            if path.exists() and read_json(path) != data.split:
+                raise UsageError(f"the images in {data.name} changed since {self.dir} began: choose another folder")
+            write_json(path, data.split)
+        write_json(self.dir / "environment.json", environment())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The finished epochs' metrics, oldest first."""
+        path = self.dir / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def keep_metrics(self, count: int) -> None:
+        """Drop metrics of epochs that are not in the last checkpoint: they are trained again."""
+        lines = [json.dumps(metrics) + "\n" for metrics in self.metrics()[:count]]
+        write_atomically(self.dir / "metrics.jsonl", "".join(lines))
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """Append one epoch's metrics."""
+        append_line(self.dir / "metrics.jsonl", json.dumps(metrics))
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """Save all that it takes to go on."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.dir / "last.pt", buffer.getbuffer())
+
+    def load_last(self, device: torch.device) -> dict[str, Any] | None:
+        """What :meth:`save_last` saved; None before the first save."""
+        path = self.dir / "last.pt"
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:
+            raise RunError(f"cannot read {path} ({error}): move it away to begin {self.dir} anew") from error
+
+    def save_best(self, weights: dict[str, Tensor]) -> None:
+        """Save the weights of the best epoch so far."""
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        write_atomically(self.dir / "best.safetensors", safetensors.torch.save(plain))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path} ({error}): move it away and call again") from error

@@ -1,0 +1,56 @@
+"""What a recipe runs on: device, precision, reading processes."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from convnext.errors import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device by name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        UsageError: torch does not know it, or this machine does not have it.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used here ({reason}): take auto or cpu") from error
+    return device
+
+
+def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """The context of a forward pass: bf16 autocast, or none for fp32; ``auto`` is bf16 on a GPU that has it.
+
+    Raises:
+        UsageError: bf16 was asked for and the processor has no instructions for it.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    if device.type == "cpu":
+        if precision == "auto":
+            return nullcontext()
+        if not has_cpu_bf16():
+            raise UsageError("precision bf16 needs a processor with bf16 instructions, this one has none: take fp32")
+    elif device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if precision == "auto":
+            return nullcontext()
+        raise UsageError(f"precision bf16 needs a GPU that has it, {torch.cuda.get_device_name()} does not: take fp32")
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def has_cpu_bf16() -> bool:
+    """Whether the processor computes in bf16 rather than emulating it."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_workers(workers: int) -> int:
+    """The number of reading processes: -1 for one a core, at most 8."""
+    return min(8, os.cpu_count() or 1) if workers < 0 else workers

@@ -1,0 +1,51 @@
+"""Live progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as RichProgress, TextColumn
+
+from convnext.training.loop import Progress
+
+PLAIN_SECONDS = 10  # between two plain lines
+console = Console(stderr=True)
+
+
+def show_training(updates: Iterable[Progress], title: str) -> None:
+    """Follow a training to its end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+    last_line = time.perf_counter()
+    with RichProgress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=1.0, state="")
+        for progress in updates:
+            for warning in progress.warnings:
+                console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+            bar.update(task, completed=progress.fraction, state=describe(progress))
+            finished = progress.epoch == progress.epochs
+            if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):
+                console.print(f"{title}: {describe(progress)}", markup=False, highlight=False, soft_wrap=True)
+                last_line = time.perf_counter()
+
+
+def describe(progress: Progress) -> str:
+    """A training's state in a line."""
+    epoch = min(progress.epoch + 1, progress.epochs)
+    parts = [f"epoch {epoch}/{progress.epochs}", f"{progress.images_per_second:,.0f} images/s"]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.top1 is not None:
+        parts.append(f"top-1 {progress.top1:.1f} %")
+    if progress.seconds_left is not None:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12 s, 3:07 min or 2:05 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
