@@ -7,30 +7,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext.errors import ConvNeXtError, RunError, UsageError
     from convnext.models import Design, create_model, list_models, roadmap
     from convnext.models.cost import Cost, cost
+    from convnext.training.recipe import Recipe
+    from convnext.training.run import Run, train
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Cost": "convnext.models.cost",
-    "Design": "convnext.models",
-    "cost": "convnext.models.cost",
-    "create_model": "convnext.models",
-    "list_models": "convnext.models",
-    "roadmap": "convnext.models",
-}
+__all__ = [
+    "ConvNeXtError",
+    "Cost",
+    "Design",
+    "Recipe",
+    "Run",
+    "RunError",
+    "UsageError",
+    "cost",
+    "create_model",
+    "list_models",
+    "roadmap",
+    "train",
+]
 
-__all__ = ["Cost", "Design", "cost", "create_model", "list_models", "roadmap"]
+_HOMES = {
+    "convnext.errors": ("ConvNeXtError", "RunError", "UsageError"),
+    "convnext.models": ("Design", "create_model", "list_models", "roadmap"),
+    "convnext.models.cost": ("Cost", "cost"),
+    "convnext.training.recipe": ("Recipe",),
+    "convnext.training.run": ("Run", "train"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'convnext' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(home), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'convnext' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

@@ -23,6 +23,10 @@ class RunError(ConvNeXtError, RuntimeError):
     """The work failed: a full disk, a loss that is not finite, data that vanished."""
 
 
+class DivergedError(RunError):
+    """The loss of a training is not finite."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UsageError:
     """The error for a ``name`` that is not among the ``known`` ones: it lists the nearest, then a ``remedy``."""
     known = list(known)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from convnext.data.batches import Batch
 from convnext.errors import RunError
@@ -29,13 +29,15 @@ def evaluate(
     batches: Iterable[Batch],
     num_classes: int,
     device: torch.device,
-    autocast: AbstractContextManager[None],
+    autocast: AbstractContextManager[Any],
 ) -> Metrics:
     """Evaluate a classifier; the model is left in evaluation mode.
 
     Raises:
         RunError: not one image could be read.
     """
+    from torchmetrics.classification import MulticlassAccuracy  # takes two seconds to import
+
     model.eval()
     top1 = MulticlassAccuracy(num_classes, average="micro").to(device)
     top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)

@@ -40,6 +40,18 @@ def write_json(path: Path, document: Any) -> None:
     write_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """A JSON document.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path} ({error}): move it away and call again") from error
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a log."""
     try:

@@ -50,11 +50,8 @@ def load_digits(val_fraction: float, seed: int) -> ImageData:
     grey = torch.from_numpy((pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8))
     images = grey.expand(-1, 3, -1, -1)
     train, val = train_test_split(np.arange(len(labels)), test_size=val_fraction, random_state=seed, stratify=labels)
-    return ImageData(
-        "digits",
-        tuple(str(digit) for digit in range(10)),
-        *(MemoryImages(images[part], torch.from_numpy(labels[part]).long()) for part in (train, val)),
-    )
+    parts = [MemoryImages(images[part], torch.from_numpy(labels[part]).long()) for part in (train, val)]
+    return ImageData("digits", tuple(str(digit) for digit in range(10)), train=parts[0], val=parts[1])
 
 
 def load_cifar(name: str) -> ImageData:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 EVAL_CROP = 0.875  # evaluation resizes the shorter side to size / 0.875, then crops the centre
 SQUASH_FROM = 384  # from this size on, evaluation resizes to the square without a crop
 
+Transform = Callable[[Image.Image], Tensor]
 Augment = Literal["none", "affine", "crop_flip", "rand_augment"]
 BATCH_AUGMENTS = ("none", "affine", "crop_flip")  # those that run on whole batches of tensors
 
@@ -79,41 +80,38 @@ def random_crop_flip(images: Tensor) -> Tensor:
     return padded[torch.arange(count).view(count, 1, 1), rows, columns].permute(0, 3, 1, 2)
 
 
-def training_transform(image_size: int, augment: str) -> Callable[[Image.Image], Tensor]:
+def training_transform(image_size: int, augment: str) -> Transform:
     """The pipeline from a picture to a normalised tensor (3, image_size, image_size) for training."""
-    from timm.data.transforms_factory import create_transform
-
     if augment == "none":
         return evaluation_transform(image_size)
     if augment == "affine":
         from torchvision.transforms import v2
 
-        vary = v2.RandomAffine(10, translate=(0.08, 0.08), scale=(0.9, 1.1))
+        vary = v2.RandomAffine((-10, 10), translate=(0.08, 0.08), scale=(0.9, 1.1))
         return v2.Compose([vary, evaluation_transform(image_size)])
     paper = augment == "rand_augment"
-    return create_transform(
+    return timm_transform(
         image_size,
         is_training=True,
         scale=(0.08, 1) if paper else (0.35, 1),
         auto_augment="rand-m9-mstd0.5-inc1" if paper else None,
         color_jitter=0,
-        interpolation="bicubic",
-        mean=MEAN,
-        std=STD,
         re_prob=0,
     )
 
 
-def evaluation_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
+def evaluation_transform(image_size: int) -> Transform:
     """The pipeline from a picture to a normalised tensor (3, image_size, image_size) for evaluation."""
-    from timm.data.transforms_factory import create_transform
-
     squash = image_size >= SQUASH_FROM
-    return create_transform(
+    return timm_transform(
         image_size,
-        interpolation="bicubic",
-        mean=MEAN,
-        std=STD,
         crop_pct=1.0 if squash else EVAL_CROP,
         crop_mode="squash" if squash else "center",
     )
+
+
+def timm_transform(image_size: int, **options: Any) -> Transform:
+    """timm's pipeline to a normalised tensor, bicubic."""
+    from timm.data.transforms_factory import create_transform
+
+    return cast(Transform, create_transform(image_size, interpolation="bicubic", mean=MEAN, std=STD, **options))

@@ -197,7 +197,7 @@ class DesignNetwork(StagedNetwork):
         separate = design.downsampling == "separate"
         widths = design.widths
         stem_width = widths[0] if separate else design.width
-        downsample_layers = [stem(design, in_channels, stem_width)]
+        downsample_layers: list[nn.Module] = [stem(design, in_channels, stem_width)]
         for before, after in pairwise(widths):
             downsample_layers.append(downsampling(design, before, after) if separate else nn.Identity())
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from convnext.data import ImageData
 from convnext.environment import environment
 from convnext.errors import RunError, UsageError
-from convnext.files import append_line, write_atomically, write_json
+from convnext.files import append_line, read_json, write_atomically, write_json
 from convnext.training.recipe import Recipe
 
 
@@ -92,15 +92,3 @@ class RunFolder:
         """Save the weights of the best epoch so far."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         write_atomically(self.dir / "best.safetensors", safetensors.torch.save(plain))
-
-
-def read_json(path: Path) -> Any:
-    """A JSON document.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path} ({error}): move it away and call again") from error

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convnext.data import ImageData, load_data
 from convnext.data.batches import Batches
-from convnext.errors import RunError, UsageError
+from convnext.errors import DivergedError, RunError, UsageError
 from convnext.evaluation import evaluate
 from convnext.files import locked
 from convnext.models import create_model, is_reference
@@ -84,7 +84,8 @@ def training(recipe: Recipe, folder: Path) -> Iterator[Progress]:
 
     Raises:
         UsageError: the recipe does not fit the data, or the folder belongs to another recipe.
-        RunError: the loss is not finite, no image can be read, the disk is full, or another process has the folder.
+        DivergedError: the loss is not finite.
+        RunError: no image can be read, the disk is full, or another process has the folder.
     """
     device = choose_device(recipe.device)
     autocast = autocast_for(recipe.precision, device)
@@ -157,7 +158,7 @@ def training(recipe: Recipe, folder: Path) -> Iterator[Progress]:
             run.add_metrics(
                 {
                     "epoch": epoch + 1,
-                    "lr": lr,
+                    "lr": progress.lr,
                     "train_loss": meter.mean_loss,
                     "loss": result.loss,
                     "top1": result.top1,
@@ -235,7 +236,7 @@ def finite(loss: float, epoch: int, step: int, lr: float) -> float:
     """The loss, if it is a number."""
     if math.isfinite(loss):
         return loss
-    raise RunError(
+    raise DivergedError(
         f"the loss is not finite (epoch {epoch + 1}, within the {LOOK_EVERY} steps up to {step + 1}, learning rate "
         f"{lr:.2g}): lower --lr, or train with --precision fp32. The checkpoint of the epoch before is whole"
     )

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[None]:
+def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context of a forward pass: bf16 autocast, or none for fp32; ``auto`` is bf16 on a GPU that has it.
 
     Raises:

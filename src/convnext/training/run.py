@@ -57,6 +57,10 @@ def read_run(recipe: Recipe, folder: Path) -> Run:
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """``runs/MODEL-DATA``, from names that may hold slashes."""
-    data = Path(recipe.data.removeprefix("imagenet:")).name or "data"
-    return Path("runs") / f"{recipe.model.replace('/', '-')}-{data}"
+    """``runs/MODEL-DATA``."""
+    return Path("runs") / f"{recipe.model.replace('/', '-')}-{data_name(recipe.data)}"
+
+
+def data_name(data: str) -> str:
+    """A data set's name as a part of a path: the last folder of a path, the name of an embedded set."""
+    return Path(data.removeprefix("imagenet:")).resolve().name or "data"

@@ -1,0 +1,211 @@
+"""The command line: one function a command; parse, call, print."""
+
+import dataclasses
+import json as json_format
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from tyro.conf import Positional
+
+from convnext.errors import ConvNeXtError
+from convnext.training.recipe import Recipe, recipe_for
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+DESCRIPTION = "From a ResNet to a ConvNeXt, one measured step at a time; and from there to a trained network."
+
+
+def roadmap(
+    data: str | None = None,
+    regime: str = "micro",
+    steps: str = "",
+    epochs: int | None = None,
+    seeds: int = 2,
+    minutes: float | None = None,
+    references: str = "",
+    image_size: int | None = None,
+    train: bool = True,
+    out: Path | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Turn a ResNet into a ConvNeXt step by step: cost, speed and accuracy of every step as table, figure and page.
+
+    Writes results.json, roadmap.png, roadmap.svg and report.html. Called again with the same words, it goes on where it
+    stopped.
+
+    Args:
+        data: digits (the default), cifar10, cifar100, imagenet:PATH, or the path of a folder of images. With
+            --no-train, tiny and base are counted for ImageNet (1000 classes, 224 px) unless data is given.
+        regime: micro (for two processor cores), tiny (ResNet-50 to ConvNeXt-T) or base (ResNet-200 to ConvNeXt-B).
+        steps: keys of the steps to run, separated by commas; all by default.
+        epochs: epochs of each training; the data's recipe decides by default.
+        seeds: trainings of each step.
+        minutes: begin no further round of seeds that would end later than this; at least two rounds are made.
+        references: networks to compare with, separated by commas: torchvision/resnet18,timm/mobilenetv3_small_100.
+        image_size: pixels a side; the data's recipe decides by default.
+        train: with --no-train, count and measure only.
+        out: folder for the results; runs/roadmap-REGIME-DATA by default, with --no-train none.
+        device: auto (a GPU where there is one), cpu, cuda, mps.
+        json: print the results document on stdout.
+    """
+    from convnext.errors import UsageError
+    from convnext.study.plan import make_plan
+    from convnext.study.report import write_report
+    from convnext.study.run import run_study
+    from convnext.study.table import follow, table
+
+    if seeds < 1:
+        raise UsageError(f"seeds is {seeds}, needs 1 or more")
+    plan = make_plan(
+        regime=regime,
+        data=data,
+        steps=names(steps),
+        references=names(references),
+        epochs=epochs,
+        image_size=image_size,
+        device=device,
+        train=train,
+        out=out,
+    )
+    try:
+        results = follow(run_study(plan, seeds=seeds, minutes=minutes, train=train), stderr())
+    except KeyboardInterrupt:
+        if plan.folder:
+            note(f"Interrupted. What is finished is kept in {plan.folder}: the same command goes on from there.")
+        raise
+    page = write_report(results, plan.folder, shlex.join(["convnext", *sys.argv[1:]])) if plan.folder else None
+    if json:
+        print_json(results)
+    else:
+        stdout().print(table(results))
+    if page:
+        for kind, name in (("Data", "results.json"), ("Figure", "roadmap.png"), ("Report", page.name)):
+            note(f"{kind + ':':8}{page.with_name(name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments(Recipe):
+    """Train a network on a data set, by a recipe of which every field can be changed here.
+
+    The recipe is chosen by the data unless --recipe names one. Called again with the same words, it goes on where it
+    stopped.
+    """
+
+    data: Positional[str] = "digits"
+    """digits, cifar10, cifar100, imagenet:PATH, or the path of a folder with train/ and val/ or a folder a class."""
+    recipe: str | None = None
+    """digits, small or paper_1k; chosen by the data unless given. The defaults below are those of the recipe."""
+    out: Path | None = None
+    """The run's folder; runs/MODEL-DATA by default."""
+    json: bool = False
+    """Print the outcome as JSON on the last line of stdout."""
+
+
+def train(arguments: TrainArguments) -> None:
+    """Train by the recipe in ``arguments``."""
+    from convnext.training.run import train as train_recipe
+
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    recipe = Recipe(**{name: getattr(arguments, name) for name in fields})
+    run = train_recipe(recipe, arguments.out)
+    if arguments.json:
+        images = [metrics["images_per_second"] for metrics in run.metrics]
+        outcome = {
+            "run": str(run.dir),
+            "best_top1": run.best["top1"],
+            "epochs": len(run.metrics),
+            "seconds": run.seconds,
+            "images_per_second": sum(images) / len(images),
+        }
+        print(json_format.dumps(outcome))
+    note(f"Best top-1 {run.best['top1']:.2f} % (epoch {run.best['epoch']}). Weights: {run.dir / 'best.safetensors'}")
+
+
+def models(pattern: Positional[str] = "*", image_size: int = 224, json: bool = False) -> None:
+    """List networks with their parameters, multiply-accumulates and activations for one image.
+
+    Args:
+        pattern: a name or a shell-style pattern: 'convnextv2_*', 'roadmap_tiny/*', 'torchvision/resnet*'.
+        image_size: pixels a side.
+        json: print the list as JSON on stdout.
+    """
+    from convnext.models.family import family, family_table
+
+    rows = family(pattern, image_size)
+    if json:
+        print_json(rows)
+    else:
+        stdout().print(family_table(rows))
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse the words and call the command that they name."""
+    if words[:1] == ["train"]:
+        train(parse_train(words[1:]))
+    else:
+        commands: dict[str, Callable[..., Any]] = {"roadmap": roadmap, "train": TrainArguments, "models": models}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="convnext", description=DESCRIPTION, args=words)
+
+
+def parse_train(words: Sequence[str]) -> TrainArguments:
+    """Read the words twice: first for data and recipe, then with that recipe's values as the defaults."""
+    asked = tyro.cli(
+        TrainArguments, prog="convnext train", args=[word for word in words if word not in ("-h", "--help")]
+    )
+    recipe = recipe_for(asked.data, asked.recipe)
+    values: dict[str, Any] = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    default = TrainArguments(**values)
+    return tyro.cli(TrainArguments, prog="convnext train", args=words, default=default)
+
+
+def names(words: str) -> list[str]:
+    """Names separated by commas."""
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def print_json(document: Any) -> None:
+    """The one document on stdout."""
+    print(json_format.dumps(document, indent=2, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A word to the user, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def stdout() -> "Console":
+    """Where tables go."""
+    from rich.console import Console
+
+    return Console()
+
+
+def stderr() -> "Console":
+    """Where progress goes."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 the work failed, 2 the words were wrong, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        run(words)
+        sys.stdout.flush()
+    except ConvNeXtError as error:
+        note(f"error: {error}")
+        return error.exit_status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

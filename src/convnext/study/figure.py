@@ -1,0 +1,147 @@
+"""The paper's figure 2 from a study's results: a bar a step, cost beside it, the paper's figures on their own axes."""
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+KEPT, BRANCH, PAPER, REFERENCE = "#0072B2", "#9BC4DE", "#D55E00", "#555555"  # told apart by the colour-blind as well
+BUBBLES = 4.6  # inches of height
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "",
+}
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """The figure of a study: accuracy (where trained), MACs and the paper's accuracy by step; accuracy by MACs."""
+    with matplotlib.rc_context(STYLE):
+        steps = results["steps"]
+        trained = any(step["top1"] for step in steps)
+        height = 1.6 + 0.32 * len(steps)
+        figure = Figure(figsize=(11.5, height + (BUBBLES if trained else 0)), layout="constrained")
+        if trained:
+            upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[height, BUBBLES]))
+            first, macs, paper = upper.subplots(1, 3, sharey=True, width_ratios=[4, 2.6, 2.6])
+            draw_accuracy(first, results)
+            draw_bubbles(lower.subplots(), results)
+        else:
+            macs, paper = figure.subplots(1, 2, sharey=True)
+            first = macs
+        draw_macs(macs, results)
+        draw_paper(paper, results)
+        first.set_yticks(range(len(steps)), [f"{step['title']}  {i}" for i, step in enumerate(steps, 1)])
+        first.invert_yaxis()
+        figure.suptitle(
+            f"From a ResNet to a ConvNeXt: {results['regime']} regime, {results['data']} at {results['image_size']} px",
+            fontsize=12,
+            fontweight="bold",
+        )
+        return figure
+
+
+def render(figure: Figure, image_format: str) -> bytes:
+    """The figure as a file of ``png`` or ``svg``; the same bytes for the same results."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if image_format == "svg" else None
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=image_format, dpi=150, facecolor="white", metadata=metadata)
+    return buffer.getvalue()
+
+
+def draw_accuracy(axes: Axes, results: dict[str, Any]) -> None:
+    """Bars of mean accuracy with the deviation and each seed."""
+    steps = [(i, step) for i, step in enumerate(results["steps"]) if step["top1"]]
+    values = [value for _, step in steps for value in step["top1"]]
+    margin = max(0.5, 0.12 * (max(values) - min(values)))
+    low = max(0.0, min(values) - 2 * margin)
+    for i, step in steps:
+        axes.barh(i, step["top1_mean"] - low, left=low, **bar_style(step["kept"]))
+        if step["top1_std"] is not None:
+            axes.errorbar(step["top1_mean"], i, xerr=step["top1_std"], color="black", capsize=3, linewidth=1)
+            axes.plot(step["top1"], [i] * len(step["top1"]), ".", color="black", markersize=3)
+        end = max(step["top1_mean"] + (step["top1_std"] or 0), *step["top1"])
+        axes.annotate(f"{step['top1_mean']:.2f}", (end, i), (4, 0), textcoords="offset points", va="center")
+    axes.set_xlim(low, min(max(values) + 3 * margin, 100 + 2 * margin))
+    axes.set_xlabel(f"held-out top-1 accuracy, %  (the axis begins at {low:.1f})")
+    seeds = max(len(step["top1"]) for _, step in steps)
+    bars = f"mean ± standard deviation and each of {seeds} seeds" if seeds > 1 else "one seed"
+    axes.set_title(f"measured here: {bars}", fontsize=9)
+    for kept, label in ((True, "kept"), (False, "side branch")):
+        axes.barh(0, 0, label=label, **bar_style(kept))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+
+
+def draw_macs(axes: Axes, results: dict[str, Any]) -> None:
+    """Bars of multiply-accumulates."""
+    largest = max(step["macs"] for step in results["steps"])
+    factor, unit = (1e9, "10⁹") if largest >= 1e8 else (1e6, "10⁶")
+    for i, step in enumerate(results["steps"]):
+        axes.barh(i, step["macs"] / factor, **bar_style(step["kept"]))
+        text = f"{step['macs'] / factor:.2f}"
+        axes.annotate(text, (step["macs"] / factor, i), (4, 0), textcoords="offset points", va="center")
+    axes.set_xlim(0, 1.22 * largest / factor)
+    axes.set_xlabel(f"multiply-accumulates an image, {unit}")
+    axes.set_title(f"counted here, at {results['image_size']} px", fontsize=9)
+
+
+def draw_paper(axes: Axes, results: dict[str, Any]) -> None:
+    """The paper's own ImageNet figures."""
+    network = "ResNet-200" if results["regime"] == "base" else "ResNet-50"
+    for i, step in enumerate(results["steps"]):
+        paper = step["paper"]
+        axes.errorbar(paper["top1"], i, xerr=paper["top1_std"], color=PAPER, capsize=3, linewidth=1)
+        axes.plot(paper["top1"], i, "D", color=PAPER, markerfacecolor=PAPER if step["kept"] else "white", markersize=5)
+        axes.annotate(f"{paper['top1']:.1f}", (paper["top1"], i), (9, 0), textcoords="offset points", va="center")
+    for name, line in zip(results["paper_references"], (":", "--"), strict=True):
+        axes.axvline(
+            name["top1"], color=REFERENCE, linestyle=line, linewidth=1, label=f"{name['name']} {name['top1']:.2f}"
+        )
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
+    values = [step["paper"]["top1"] for step in results["steps"]] + [row["top1"] for row in results["paper_references"]]
+    axes.set_xlim(min(values) - 0.5, max(values) + 1.2)
+    axes.set_xlabel("ImageNet-1K top-1 accuracy, %")
+    axes.set_title(f"the paper's, {network} regime, 224 px", fontsize=9, color=PAPER)
+
+
+def draw_bubbles(axes: Axes, results: dict[str, Any]) -> None:
+    """Accuracy by multiply-accumulates; a bubble's area is the number of parameters."""
+    numbered = [(str(i), step, step["kept"]) for i, step in enumerate(results["steps"], 1)]
+    named = [(row["key"].split("/")[-1], row, None) for row in results["references"]]
+    rows = [(label, row, kept) for label, row, kept in numbered + named if row["top1"]]
+    largest = max(row["params"] for _, row, _ in rows)
+    path = [row for _, row, kept in rows if kept]
+    factor, unit = (1e9, "10⁹") if max(row["macs"] for _, row, _ in rows) >= 1e8 else (1e6, "10⁶")
+    axes.plot(
+        [row["macs"] / factor for row in path], [row["top1_mean"] for row in path], color=KEPT, alpha=0.35, zorder=1
+    )
+    for label, row, kept in rows:
+        colour = REFERENCE if kept is None else KEPT if kept else BRANCH
+        marker = "s" if kept is None else "o"
+        position = (row["macs"] / factor, row["top1_mean"])
+        area = max(40.0, 500 * row["params"] / largest)
+        axes.scatter(*position, s=area, marker=marker, color=colour, alpha=0.6, edgecolor="white", zorder=2)
+        axes.annotate(label, position, ha="center", va="center", fontsize=8, zorder=3)
+    axes.set_xscale("log" if max(r["macs"] for _, r, _ in rows) > 20 * min(r["macs"] for _, r, _ in rows) else "linear")
+    axes.margins(0.08, 0.15)
+    axes.set_xlabel(f"multiply-accumulates an image, {unit}")
+    axes.set_ylabel("held-out top-1 accuracy, %")
+    axes.set_title(
+        "measured here: accuracy by cost; numbers are the steps above, squares the references, area is parameters "
+        f"(largest {largest / 1e6:.2f} M)",
+        fontsize=9,
+    )
+    axes.grid(alpha=0.25)
+
+
+def bar_style(kept: bool) -> dict[str, Any]:
+    """One colour for the kept path; side branches lighter and hatched."""
+    if kept:
+        return {"color": KEPT}
+    return {"color": BRANCH, "hatch": "///", "edgecolor": "white"}

@@ -1,0 +1,177 @@
+"""What a study of the roadmap is asked to do, checked before anything runs or is written."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convnext.data import load_data
+from convnext.errors import ConvNeXtError, UsageError, unknown_name
+from convnext.files import read_json, write_json
+from convnext.models import roadmap
+from convnext.models.cost import Cost, cost
+from convnext.models.roadmap import Step
+from convnext.training.loop import build
+from convnext.training.recipe import Recipe, recipe_for
+from convnext.training.run import data_name
+
+IMAGENET_SHAPE = "imagenet"  # no data, only its shape: 1000 classes and 224 px
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of a study: a step of the roadmap, or a reference (``step`` is None), and its cost."""
+
+    model: str
+    step: Step | None
+    cost: Cost
+
+    @property
+    def key(self) -> str:
+        """The step's key, or the reference's name."""
+        return self.step.key if self.step else self.model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        regime: of the roadmap.
+        entries: the steps in the roadmap's order, then the references.
+        recipe: the one recipe of every training; each sets its own model and seed.
+        num_classes: of the data.
+        folder: where everything is written; None for nowhere.
+    """
+
+    regime: str
+    entries: tuple[Entry, ...]
+    recipe: Recipe
+    num_classes: int
+    folder: Path | None
+
+    def recipe_of(self, entry: Entry, seed: int) -> Recipe:
+        """The recipe of one training."""
+        return dataclasses.replace(self.recipe, model=entry.model, seed=seed)
+
+    def run_folder(self, entry: Entry, seed: int) -> Path:
+        """Where one training lies."""
+        assert self.folder is not None
+        return self.folder / "runs" / entry.key.replace("/", "-") / f"seed-{seed}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes another call go on with this study rather than be refused."""
+        recipe = {name: value for name, value in self.recipe.identity.items() if name not in ("model", "seed")}
+        return {"regime": self.regime, **recipe}
+
+    def record(self) -> None:
+        """Write down whose folder this is, for the next call."""
+        assert self.folder is not None
+        steps = [entry.key for entry in self.entries if entry.step]
+        references = [entry.key for entry in self.entries if not entry.step]
+        write_json(self.folder / "study.json", {"identity": self.identity, "steps": steps, "references": references})
+
+
+def make_plan(
+    *,
+    regime: str,
+    data: str | None = None,
+    steps: Sequence[str] = (),
+    references: Sequence[str] = (),
+    epochs: int | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+    train: bool = True,
+    out: Path | None = None,
+) -> Plan:
+    """Check what was asked for, and turn it into a plan.
+
+    Args:
+        regime: ``micro``, ``tiny`` or ``base``.
+        data: see :func:`convnext.data.load_data`; by default digits, or without training ImageNet's shape for the two
+            regimes that the paper has.
+        steps: keys; by default all.
+        references: names such as ``torchvision/resnet18``.
+        epochs: in place of the recipe's.
+        image_size: in place of the recipe's.
+        device: as in a recipe.
+        train: whether anything will be trained.
+        out: the folder; by default ``runs/roadmap-REGIME-DATA``, or none without training. Steps and references of
+            earlier calls in the same folder are part of the plan.
+
+    Raises:
+        UsageError: an unknown regime, step, reference or data; images too small for a network; or a folder that belongs
+            to another study.
+    """
+    path = roadmap(regime)
+    keys = [step.key for step in path]
+    for key in steps:
+        if key not in keys:
+            raise unknown_name("step", key, keys)
+    if data is None and not train and regime != "micro":
+        recipe, num_classes = recipe_for("imagenet:"), 1000
+        recipe = dataclasses.replace(recipe, data=IMAGENET_SHAPE)
+    else:
+        recipe = recipe_for(data or "digits")
+        num_classes = len(load_data(recipe.data, val_fraction=recipe.val_fraction).classes)
+    change: dict[str, Any] = {"epochs": epochs, "image_size": image_size}
+    change = {name: value for name, value in change.items() if value is not None}
+    recipe = dataclasses.replace(recipe, model="", seed=0, stem_stride=None, device=device, **change)
+    folder = out
+    if folder is None and train:
+        folder = Path("runs") / f"roadmap-{regime}-{data_name(recipe.data)}"
+
+    plan = Plan(regime, (), recipe, num_classes, folder)
+    earlier = read_study(plan)
+    chosen = {*(steps or keys), *earlier.get("steps", ())}
+    names = [(f"roadmap_{regime}/{step.key}", step) for step in path if step.key in chosen]
+    names += [(name, None) for name in dict.fromkeys([*earlier.get("references", ()), *references])]
+    return dataclasses.replace(plan, entries=tuple(Entry(name, step, entry_cost(plan, name)) for name, step in names))
+
+
+def read_study(plan: Plan) -> dict[str, Any]:
+    """What earlier calls in the plan's folder recorded; nothing for a new folder.
+
+    Raises:
+        UsageError: the folder belongs to another study, or to something else.
+    """
+    if plan.folder is None:
+        return {}
+    path = plan.folder / "study.json"
+    if not path.exists():
+        if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
+            raise UsageError(f"{plan.folder} is there already and holds no study: choose another with --out")
+        return {}
+    study = read_json(path)
+    for name, value in plan.identity.items():
+        there = study["identity"].get(name)
+        if there != value:
+            raise UsageError(
+                f"{plan.folder} belongs to another study ({name} is {there!r} there, {value!r} here): choose another "
+                "folder with --out, or the same words to go on"
+            )
+    return study
+
+
+def entry_cost(plan: Plan, model: str) -> Cost:
+    """A network's cost at the plan's image size, counted on the meta device.
+
+    Raises:
+        UsageError: the network is unknown, or cannot take such images.
+    """
+    try:
+        with torch.device("meta"):
+            network = build(dataclasses.replace(plan.recipe, model=model), plan.num_classes)
+        return cost(network, plan.recipe.image_size)
+    except ConvNeXtError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:  # a reference that cannot take images of this size
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{model} cannot take images of {plan.recipe.image_size} px ({reason}): pass a larger --image-size, or "
+            "leave it out"
+        ) from error
