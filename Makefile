@@ -20,7 +20,7 @@ $(VENV)/installed-lint: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed  ## every step from ResNet to ConvNeXt, trained on handwritten digits; prints where the report lies
-	$(BIN)/convnext roadmap --data digits --regime micro --out $(DEMO)
+	$(BIN)/convnext roadmap --data digits --regime micro --seeds 5 --minutes 5 --out $(DEMO)
 
 test: $(VENV)/installed-test  ## everything but the slow tests
 	$(BIN)/python -m pytest

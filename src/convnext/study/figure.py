@@ -4,7 +4,6 @@ import io
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,7 +26,7 @@ def draw(results: dict[str, Any]) -> Figure:
         height = 1.6 + 0.32 * len(steps)
         figure = Figure(figsize=(11.5, height + (BUBBLES if trained else 0)), layout="constrained")
         if trained:
-            upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[height, BUBBLES]))
+            upper, lower = figure.subfigures(2, 1, height_ratios=[height, BUBBLES], squeeze=False)[:, 0]
             first, macs, paper = upper.subplots(1, 3, sharey=True, width_ratios=[4, 2.6, 2.6])
             draw_accuracy(first, results)
             draw_bubbles(lower.subplots(), results)
@@ -37,7 +36,7 @@ def draw(results: dict[str, Any]) -> Figure:
         draw_macs(macs, results)
         draw_paper(paper, results)
         first.set_yticks(range(len(steps)), [f"{step['title']}  {i}" for i, step in enumerate(steps, 1)])
-        first.invert_yaxis()
+        first.set_ylim(len(steps) - 0.4, -0.6)  # the first step on top
         figure.suptitle(
             f"From a ResNet to a ConvNeXt: {results['regime']} regime, {results['data']} at {results['image_size']} px",
             fontsize=12,
@@ -68,14 +67,15 @@ def draw_accuracy(axes: Axes, results: dict[str, Any]) -> None:
             axes.plot(step["top1"], [i] * len(step["top1"]), ".", color="black", markersize=3)
         end = max(step["top1_mean"] + (step["top1_std"] or 0), *step["top1"])
         axes.annotate(f"{step['top1_mean']:.2f}", (end, i), (4, 0), textcoords="offset points", va="center")
-    axes.set_xlim(low, min(max(values) + 3 * margin, 100 + 2 * margin))
+    axes.set_xlim(low, max(values) + 3 * margin)
+    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100])
     axes.set_xlabel(f"held-out top-1 accuracy, %  (the axis begins at {low:.1f})")
     seeds = max(len(step["top1"]) for _, step in steps)
     bars = f"mean ± standard deviation and each of {seeds} seeds" if seeds > 1 else "one seed"
     axes.set_title(f"measured here: {bars}", fontsize=9)
     for kept, label in ((True, "kept"), (False, "side branch")):
         axes.barh(0, 0, label=label, **bar_style(kept))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
 
 
 def draw_macs(axes: Axes, results: dict[str, Any]) -> None:
@@ -98,12 +98,15 @@ def draw_paper(axes: Axes, results: dict[str, Any]) -> None:
         paper = step["paper"]
         axes.errorbar(paper["top1"], i, xerr=paper["top1_std"], color=PAPER, capsize=3, linewidth=1)
         axes.plot(paper["top1"], i, "D", color=PAPER, markerfacecolor=PAPER if step["kept"] else "white", markersize=5)
-        axes.annotate(f"{paper['top1']:.1f}", (paper["top1"], i), (9, 0), textcoords="offset points", va="center")
+        text = axes.annotate(
+            f"{paper['top1']:.1f}", (paper["top1"], i), (9, 0), textcoords="offset points", va="center"
+        )
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     for name, line in zip(results["paper_references"], (":", "--"), strict=True):
         axes.axvline(
             name["top1"], color=REFERENCE, linestyle=line, linewidth=1, label=f"{name['name']} {name['top1']:.2f}"
         )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     values = [step["paper"]["top1"] for step in results["steps"]] + [row["top1"] for row in results["paper_references"]]
     axes.set_xlim(min(values) - 0.5, max(values) + 1.2)
     axes.set_xlabel("ImageNet-1K top-1 accuracy, %")

@@ -14,7 +14,7 @@ from convnext.study.run import Update
 from convnext.training.progress import describe
 
 REFRESH_SECONDS = 0.25
-SIDE_BRANCH = "* side branch: the path goes on from another step"
+LEGEND = "* side branch: the path goes on from another step.  paper: ImageNet-1K, 224 px"
 
 
 def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
@@ -78,16 +78,16 @@ def table(results: dict[str, Any], caption: str = "") -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         title=f"ResNet to ConvNeXt, regime {results['regime']}, {size} px, {results['num_classes']} classes ({data})",
-        caption="\n".join(filter(None, [SIDE_BRANCH, caption])),
+        caption="\n".join(filter(None, [LEGEND, caption])),
         caption_justify="left",
     )
     view.add_column("step", no_wrap=True)
-    ours = ("params", "MACs", "images/s", "top-1 %", "seeds") if trained else ("params", "MACs", "acts", "images/s")
-    theirs = ("paper, ImageNet %",) if trained else ("paper, ImageNet %", "paper GMACs")
+    ours = ("params", "MACs", "img/s", "top-1 %", "seeds") if trained else ("params", "MACs", "acts", "img/s")
+    theirs = ("paper %",) if trained else ("paper %", "paper GMACs")
     for name in ours:
         view.add_column(name, justify="right", no_wrap=True)
     for name in theirs:
-        view.add_column(name, justify="right", style="dim")
+        view.add_column(name, justify="right", style="dim", no_wrap=True)
     for row in results["steps"]:
         key = row["key"] + ("" if row["kept"] else " *")
         view.add_row(key, *figures(row, trained), *paper_figures(row["paper"])[: len(theirs)])
