@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import tyro
 from tyro.conf import Positional
@@ -76,7 +76,7 @@ def roadmap(
         out=out,
     )
     try:
-        results = follow(run_study(plan, seeds=seeds, minutes=minutes, train=train), stderr())
+        results = follow(run_study(plan, seeds=seeds, minutes=minutes, train=train), console(sys.stderr))
     except KeyboardInterrupt:
         if plan.folder:
             note(f"Interrupted. What is finished is kept in {plan.folder}: the same command goes on from there.")
@@ -85,7 +85,7 @@ def roadmap(
     if json:
         print_json(results)
     else:
-        stdout().print(table(results))
+        console(sys.stdout).print(table(results))
     if page:
         for kind, name in (("Data", "results.json"), ("Figure", "roadmap.png"), ("Report", page.name)):
             note(f"{kind + ':':8}{page.with_name(name)}")
@@ -143,7 +143,7 @@ def models(pattern: Positional[str] = "*", image_size: int = 224, json: bool = F
     if json:
         print_json(rows)
     else:
-        stdout().print(family_table(rows))
+        console(sys.stdout).print(family_table(rows))
 
 
 def run(words: Sequence[str]) -> None:
@@ -181,18 +181,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def stdout() -> "Console":
-    """Where tables go."""
+def console(stream: IO[str]) -> "Console":
+    """A console on stdout or stderr; wide where a file or a pipe reads along."""
     from rich.console import Console
 
-    return Console()
-
-
-def stderr() -> "Console":
-    """Where progress goes."""
-    from rich.console import Console
-
-    return Console(stderr=True)
+    return Console(file=stream, width=None if stream.isatty() else 120)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -124,7 +124,8 @@ class ConvNeXt(StagedNetwork):
         stem_stride: int = 4,
         head_init_scale: float = 1.0,
     ) -> None:
-        check_options(num_classes=num_classes, in_channels=in_channels, drop_path=drop_path, kernel_size=kernel_size)
+        check_options(num_classes=num_classes, in_channels=in_channels, drop_path=drop_path)
+        check_kernel_size(kernel_size)
         stem = patchify(in_channels, width, stem_stride)
         widths = [width * 2**i for i in range(4)]
         downsample_layers = [nn.Sequential(stem, LayerNorm2d(width))]
@@ -162,7 +163,8 @@ class IsotropicConvNeXt(nn.Module):
         head_init_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        check_options(num_classes=num_classes, in_channels=in_channels, drop_path=drop_path, kernel_size=kernel_size)
+        check_options(num_classes=num_classes, in_channels=in_channels, drop_path=drop_path)
+        check_kernel_size(kernel_size)
         (rates,) = drop_path_rates(drop_path, (depth,))
         self.stem = nn.Conv2d(in_channels, width, 16, 16)
         self.blocks = nn.Sequential(*(Block(width, kernel_size, rate, layer_scale, grn=False) for rate in rates))
@@ -207,7 +209,7 @@ def check_image_size(x: Tensor, smallest: int) -> None:
         )
 
 
-def check_options(*, num_classes: int, in_channels: int, drop_path: float, kernel_size: int) -> None:
+def check_options(*, num_classes: int, in_channels: int, drop_path: float) -> None:
     """Refuse values that no network can be built with."""
     if num_classes < 0:
         raise UsageError(f"num_classes is {num_classes}, needs 0 (features) or more")
@@ -215,6 +217,10 @@ def check_options(*, num_classes: int, in_channels: int, drop_path: float, kerne
         raise UsageError(f"in_channels is {in_channels}, needs 1 or more")
     if not 0 <= drop_path < 1:
         raise UsageError(f"drop_path is {drop_path}, needs a probability from 0 up to, not including, 1")
+
+
+def check_kernel_size(kernel_size: int) -> None:
+    """Refuse even kernels: they would shift the map."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UsageError(f"kernel_size is {kernel_size}, needs an odd number: 3, 5, 7, ...")
 

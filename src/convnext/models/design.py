@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
-from convnext.models.convnext import StagedNetwork, check_options, patchify
+from convnext.models.convnext import StagedNetwork, check_kernel_size, check_options, patchify
 from convnext.models.layers import (
     DropPath,
+    GELU2d,
     LayerNorm2d,
     PointwiseLinear,
     classifier_head,
@@ -81,6 +82,7 @@ class Design:
                 raise UsageError(f"{name} is {value!r}, needs one of {', '.join(map(repr, allowed))}")
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise UsageError(f"depths is {self.depths}, needs the blocks of four stages, 1 or more each")
+        check_kernel_size(self.kernel_size)
         if min(self.width, self.expansion) < 1:
             raise UsageError(f"width is {self.width} and expansion {self.expansion}, each needs 1 or more")
         if self.stem == "resnet" and self.stem_stride != 4:
@@ -191,9 +193,7 @@ class DesignNetwork(StagedNetwork):
         layer_scale: float | None = 1e-6,
         head_init_scale: float = 1.0,
     ) -> None:
-        check_options(
-            num_classes=num_classes, in_channels=in_channels, drop_path=drop_path, kernel_size=design.kernel_size
-        )
+        check_options(num_classes=num_classes, in_channels=in_channels, drop_path=drop_path)
         separate = design.downsampling == "separate"
         widths = design.widths
         stem_width = widths[0] if separate else design.width
@@ -242,7 +242,7 @@ def norm2d(design: Design, channels: int) -> nn.Module:
 
 def activation(design: Design) -> nn.Module:
     """The design's activation."""
-    return nn.ReLU() if design.activation == "relu" else nn.GELU()
+    return nn.ReLU() if design.activation == "relu" else GELU2d()
 
 
 def pointwise(design: Design, in_channels: int, out_channels: int, bias: bool) -> nn.Module:

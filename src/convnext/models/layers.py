@@ -34,6 +34,13 @@ class PointwiseLinear(nn.Linear):
         return to_nchw(super().forward(to_nhwc(input)))
 
 
+class GELU2d(nn.GELU):
+    """GELU of a map (N, C, H, W), computed on its (N, H, W, C) view: torch rounds differently from layout to layout."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return to_nchw(super().forward(to_nhwc(input)))
+
+
 class GlobalResponseNorm(nn.Module):
     """ConvNeXt V2's GRN over (N, H, W, C): ``gamma * (x * Nx) + beta + x`` (arXiv 2301.00808, section 3.2).
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,24 +22,26 @@ LEAST_SEEDS = 2  # trained whatever the time limit: one seed says nothing about 
 
 @dataclass(frozen=True)
 class Update:
-    """News from a study: what is under way, and the results as they stand.
+    """News from a study.
 
     Attributes:
-        results: the document; replaced when a training ends.
-        entry: the network being trained; None in between.
-        seed: of that training.
-        progress: of that training.
+        results: the results document as it stands.
         done: finished trainings.
-        total: all of them.
+        total: all of them; with a time limit, at most so many.
+        entry: the network in training, or whose training has just ended; None before the first.
+        seed: of that training.
+        progress: of that training; None when it has just ended.
+        seconds_left: for all trainings at this call's pace, at most what the time limit leaves; None at first.
         warning: what should be said aloud.
     """
 
     results: dict[str, Any]
+    done: int
+    total: int
     entry: Entry | None = None
     seed: int = 0
     progress: Progress | None = None
-    done: int = 0
-    total: int = 0
+    seconds_left: float | None = None
     warning: str | None = None
 
 
@@ -59,32 +61,43 @@ def run_study(plan: Plan, *, seeds: int, minutes: float | None = None, train: bo
     with locked(plan.folder) if plan.folder else nullcontext():
         if plan.folder:
             plan.record()
-        speed = measure_speed(plan, seconds=0.3 if train else 0.0)
+        speed = measure_speed(plan, seconds=0.1, rounds=3) if train else measure_speed(plan, seconds=0, rounds=1)
         warnings: list[str] = []
-        results = collect(plan, speed, trained=train)
-        done, total = 0, len(plan.entries) * seeds if train else 0
-        yield Update(results, total=total)
+        update = Update(collect(plan, speed, trained=train), 0, len(plan.entries) * seeds if train else 0)
+        save(plan, update.results)
+        yield update
+
+        trained = 0  # in this call
+        training_start = time.monotonic()
         for seed in range(seeds if train else 0):
             round_start = time.monotonic()
             for entry in plan.entries:
-                if seed not in finished_seeds(plan, entry):
-                    try:
-                        for progress in training(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)):
-                            said = "; ".join(progress.warnings) or None
-                            yield Update(results, entry, seed, progress, done, total, said)
-                    except DivergedError as error:
-                        warnings.append(f"{entry.key}, seed {seed}: {error}")
-                        yield Update(results, entry, seed, done=done, total=total, warning=warnings[-1])
-                    results = collect(plan, speed, warnings)
-                    save(plan, results)
-                done += 1
-                yield Update(results, done=done, total=total)
-            round_seconds = time.monotonic() - round_start
-            late = minutes is not None and time.monotonic() - start + round_seconds > 60 * minutes
-            if late and LEAST_SEEDS <= seed + 1 < seeds:
+                update = replace(update, entry=entry, seed=seed, warning=None)
+                if seed in finished_seeds(plan, entry):
+                    update = replace(update, done=update.done + 1)
+                    continue
+                try:
+                    for progress in training(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)):
+                        elapsed, part = time.monotonic() - training_start, trained + progress.fraction
+                        left = elapsed * (update.total - update.done - progress.fraction) / part if part else None
+                        if minutes is not None and left is not None and seed >= LEAST_SEEDS - 1:
+                            left = min(left, max(0.0, start + 60 * minutes - time.monotonic()))
+                        said = "; ".join(progress.warnings) or None
+                        update = replace(update, progress=progress, seconds_left=left, warning=said)
+                        yield update
+                    said = None
+                except DivergedError as error:
+                    said = f"{entry.key}, seed {seed}: {error}"
+                    warnings.append(said)
+                trained += 1
+                results = collect(plan, speed, warnings)
+                save(plan, results)
+                update = replace(update, results=results, done=update.done + 1, progress=None, warning=said)
+                yield update
+            now = time.monotonic()
+            late = minutes is not None and now - start + (now - round_start) > 60 * minutes
+            if late and seed + 1 >= LEAST_SEEDS:
                 break
-        save(plan, results)
-        yield Update(results, done=done, total=done)
 
 
 def save(plan: Plan, results: dict[str, Any]) -> None:
@@ -93,11 +106,12 @@ def save(plan: Plan, results: dict[str, Any]) -> None:
         write_json(plan.folder / "results.json", results)
 
 
-def measure_speed(plan: Plan, seconds: float) -> dict[str, Any]:
-    """Images per second of every network at inference, one after another, each for ``seconds`` after a warm-up pass.
+def measure_speed(plan: Plan, seconds: float, rounds: int) -> dict[str, Any]:
+    """Images per second of every network at inference: the best of some rounds over all of them, on one batch.
 
-    All take the same batch, about as large as keeps one pass short. Weights are zero: the arithmetic is the same, and
-    drawing them would take longer than the measurement.
+    In each round every network runs for ``seconds`` after a warm-up pass, so that a slow moment of the machine does not
+    fall on one network alone. The batch is about as large as keeps one pass short. Weights are zero: the arithmetic is
+    the same, and drawing them would take longer than the measurement.
     """
     device = choose_device(plan.recipe.device)
     budget = MACS_A_BATCH["cpu" if device.type == "cpu" else "gpu"]
@@ -105,8 +119,8 @@ def measure_speed(plan: Plan, seconds: float) -> dict[str, Any]:
     batch = max(1, min(256, int(budget / largest)))
     images = torch.randn(batch, 3, plan.recipe.image_size, plan.recipe.image_size, device=device)
     images = images.to(memory_format=torch.channels_last)
-    measured = {}
-    for entry in plan.entries:
+    measured: dict[str, float] = {}
+    for entry in plan.entries * rounds:
         with torch.device("meta"):
             model = build(plan.recipe_of(entry, 0), plan.num_classes)
         model = model.to_empty(device=device).to(memory_format=torch.channels_last)  # pyright: ignore
@@ -115,5 +129,5 @@ def measure_speed(plan: Plan, seconds: float) -> dict[str, Any]:
                 parameter.zero_()
             for buffer in model.buffers():
                 buffer.fill_(1)
-        measured[entry.key] = images_per_second(model, images, seconds)
+        measured[entry.key] = max(measured.get(entry.key, 0.0), images_per_second(model, images, seconds))
     return {"batch": batch, "device": str(device), "precision": "fp32", "images_per_second": measured}

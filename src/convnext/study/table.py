@@ -19,55 +19,43 @@ LEGEND = "* side branch: the path goes on from another step.  paper: ImageNet-1K
 
 def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
     """Follow a study to its end on ``console``; returns its results."""
-    start = time.monotonic()
-    last: Update | None = None
-    first_done, drawn = None, 0.0
+    results: dict[str, Any] = {}
+    drawn = 0.0
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for update in updates:
+            results = update.results
             if update.warning:
                 console.print(f"warning: {update.warning}", style="yellow", markup=False, highlight=False)
-            if first_done is None:
-                first_done = update.done
-            ended = last is not None and update.done > last.done and last.entry is not None
+            ended = update.entry is not None and update.progress is None
             if console.is_terminal and (ended or time.monotonic() - drawn > REFRESH_SECONDS):
-                live.update(table(update.results, state(update, start, first_done)), refresh=True)
+                live.update(table(results, state(update)), refresh=True)
                 drawn = time.monotonic()
-            elif ended and last is not None and last.entry is not None:
-                console.print(
-                    plain_line(update, last, start, first_done), markup=False, highlight=False, soft_wrap=True
-                )
-            last = update
-    assert last is not None
-    return last.results
+            elif ended and not console.is_terminal:
+                console.print(ended_line(update), markup=False, highlight=False, soft_wrap=True)
+    return results
 
 
-def state(update: Update, start: float, first_done: int) -> str:
-    """What is under way, in a line below the table."""
+def state(update: Update) -> str:
+    """What is under way, in two lines below the table."""
+    counter = f"{update.done} of {update.total} trainings done{left(update)}" if update.total else ""
     if update.entry is None or update.progress is None:
-        return f"{update.done} of {update.total} trainings done" if update.total else ""
-    part = update.progress.fraction
-    left = time_left(update.done + part - first_done, update.total - first_done, start)
-    return (
-        f"training {update.done + 1} of {update.total}: {update.entry.key}, seed {update.seed}: "
-        f"{describe(update.progress)}   [all: {left}]"
-    )
+        return counter
+    return f"{counter}\n{update.entry.key}, seed {update.seed}: {describe(update.progress)}"
 
 
-def time_left(done: float, total: int, start: float) -> str:
-    """The time that the rest takes at the pace so far."""
-    if done <= 0:
-        return "..."
-    return f"{duration((time.monotonic() - start) * (total / done - 1))} left"
-
-
-def plain_line(update: Update, last: Update, start: float, first_done: int) -> str:
-    """A finished training in a line."""
-    assert last.entry is not None
+def ended_line(update: Update) -> str:
+    """The training that has just ended, in a line."""
+    assert update.entry is not None
     rows = [*update.results["steps"], *update.results["references"]]
-    row = next(row for row in rows if row["key"] == last.entry.key)
-    left = time_left(update.done - first_done, update.total - first_done, start)
-    top1 = f"top-1 {row['top1'][-1]:.2f} %" if row["top1"] else "not finished"
-    return f"{update.done:3} of {update.total}  {last.entry.key:24} seed {last.seed}  {top1}  [{left}]"
+    row = next(row for row in rows if row["key"] == update.entry.key)
+    outcome = f"top-1 {row['top1'][-1]:.2f} %" if row["top1"] else "not finished"
+    counter = f"{update.done:3} of {update.total}"
+    return f"{counter}  {update.entry.key:22} seed {update.seed}  {outcome}{left(update)}"
+
+
+def left(update: Update) -> str:
+    """The time that is left, where it is known."""
+    return "" if update.seconds_left is None else f", {duration(update.seconds_left)} left"
 
 
 def table(results: dict[str, Any], caption: str = "") -> Table:
@@ -77,12 +65,13 @@ def table(results: dict[str, Any], caption: str = "") -> Table:
     view = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"ResNet to ConvNeXt, regime {results['regime']}, {size} px, {results['num_classes']} classes ({data})",
+        pad_edge=False,
+        title=f"ResNet to ConvNeXt, regime {results['regime']}: {data}, {results['num_classes']} classes, {size} px",
         caption="\n".join(filter(None, [LEGEND, caption])),
         caption_justify="left",
     )
     view.add_column("step", no_wrap=True)
-    ours = ("params", "MACs", "img/s", "top-1 %", "seeds") if trained else ("params", "MACs", "acts", "img/s")
+    ours = ("params", "MACs", "img/s", "top-1 %") if trained else ("params", "MACs", "acts", "img/s")
     theirs = ("paper %",) if trained else ("paper %", "paper GMACs")
     for name in ours:
         view.add_column(name, justify="right", no_wrap=True)
@@ -103,8 +92,7 @@ def figures(row: dict[str, Any], trained: bool) -> tuple[str, ...]:
     cost, speed = (quantity(row["params"]), quantity(row["macs"])), per_second(row["images_per_second"])
     if not trained:
         return *cost, quantity(row["activations"]), speed
-    accuracy = spread(row["top1_mean"], row["top1_std"]) if row["top1"] else ""
-    return *cost, speed, accuracy, str(len(row["top1"]))
+    return *cost, speed, spread(row["top1_mean"], row["top1_std"]) if row["top1"] else ""
 
 
 def paper_figures(paper: dict[str, Any]) -> tuple[str, str]:

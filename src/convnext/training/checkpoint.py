@@ -85,8 +85,8 @@ class RunFolder:
             return None
         try:
             return torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:
-            raise RunError(f"cannot read {path} ({error}): move it away to begin {self.dir} anew") from error
+        except Exception as error:  # torch raises many kinds for a damaged file, with advice that does not fit here
+            raise RunError(f"cannot read {path}, it is damaged: move it away to begin {self.dir} anew") from error
 
     def save_best(self, weights: dict[str, Tensor]) -> None:
         """Save the weights of the best epoch so far."""

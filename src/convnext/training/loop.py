@@ -4,7 +4,7 @@ evaluate, log and save.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class Meter:
         return self.loss.item() / max(1, self.images)
 
 
-def training(recipe: Recipe, folder: Path) -> Iterator[Progress]:
+def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
     """Train by a recipe in a run folder, or go on with the run that is there; yields after every step and epoch.
 
     Raises:

@@ -1,0 +1,113 @@
+"""Batches: every image once in evaluation, an order that the seed decides in training, bounded variation."""
+
+from typing import cast
+
+import pytest
+import torch
+from PIL import Image
+
+from convnext.data import FileImages, load_data
+from convnext.data.batches import Batches
+from convnext.data.transforms import augment_batch, evaluation_transform, normalize, training_transform
+from convnext.errors import UsageError
+from tests.conftest import MakeFolder
+
+
+def test_evaluation_gives_every_image_once() -> None:
+    val = load_data("digits").val
+    batches = list(Batches(val, batch_size=100, image_size=32).epoch())
+    assert [len(batch.images) for batch in batches] == [100, 100, 100, 60]
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), val.labels)  # pyright: ignore
+    assert batches[0].images.shape == (100, 3, 32, 32)
+
+
+@pytest.mark.parametrize("augment", ["none", "affine", "crop_flip", "rand_augment"])
+def test_training_order_and_variation_follow_seed_and_epoch(augment: str) -> None:
+    train = load_data("digits").train
+
+    def first(seed: int, epoch: int) -> torch.Tensor:
+        batches = Batches(
+            train, batch_size=8, image_size=32, augment=augment, random_erasing=0.3, shuffle=True, seed=seed
+        )
+        return next(batches.epoch(epoch)).images
+
+    assert torch.equal(first(0, 0), first(0, 0))
+    assert not torch.equal(first(0, 0), first(0, 1))
+    assert not torch.equal(first(0, 0), first(1, 0))
+
+
+def test_training_drops_the_last_smaller_batch() -> None:
+    train = load_data("digits").train
+    assert len(Batches(train, batch_size=100, image_size=32, shuffle=True)) == 14
+    assert len(Batches(train, batch_size=5000, image_size=32, shuffle=True)) == 1  # fewer images than a batch: all
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_are_read_alike_in_this_process_and_in_workers(make_folder: MakeFolder, workers: int) -> None:
+    train = load_data(str(make_folder({"cat": 9, "dog": 9}))).train
+    reference = Batches(train, batch_size=4, image_size=48, augment="rand_augment", shuffle=True, seed=3)
+    batches = Batches(train, batch_size=4, image_size=48, augment="rand_augment", shuffle=True, seed=3, workers=workers)
+    for epoch in range(2):
+        for batch, expected in zip(batches.epoch(epoch), reference.epoch(epoch), strict=True):
+            assert torch.equal(batch.images, expected.images)
+            assert torch.equal(batch.labels, expected.labels)
+
+
+def test_unreadable_files_are_left_out_and_named(make_folder: MakeFolder) -> None:
+    root = make_folder({"cat": 4, "dog": 4})
+    train = cast(FileImages, load_data(str(root)).train)
+    train.paths[2].write_text("no image")
+    batches = list(Batches(train, batch_size=3, image_size=32).epoch())
+    assert sum(len(batch.images) for batch in batches) == len(train) - 1
+    (error,) = [error for batch in batches for error in batch.unreadable]
+    assert str(train.paths[2]) in error
+
+
+def test_affine_keeps_the_digit_in_the_picture() -> None:
+    images = torch.zeros(64, 1, 32, 32)
+    images[:, :, 12:20, 12:20] = 1
+    varied = augment_batch(images, "affine")
+    mass = varied.sum((1, 2, 3)) / 64
+    assert mass.min() > 0.75  # scaled by 0.9 to 1.1 a side, nothing lost
+    assert mass.max() < 1.3
+    assert not torch.equal(varied[0], varied[1])
+
+
+def test_crop_flip_moves_and_mirrors() -> None:
+    images = torch.arange(32.0).expand(200, 3, 32, 32).contiguous()
+    varied = augment_batch(images, "crop_flip")
+    slopes = varied[:, 0, 16, 20] - varied[:, 0, 16, 12]
+    assert 60 < (slopes > 0).sum() < 140
+    assert len({tuple(row.tolist()) for row in varied[:, 0, 16, 10:20]}) > 8
+
+
+def test_resize_and_normalize() -> None:
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    assert normalize(grey)[0, :, 0, 0].tolist() == pytest.approx([0.0655, 0.1964, 0.4178], abs=1e-3)
+
+
+@pytest.mark.parametrize(("size", "visible"), [(224, 0.875), (384, 1.0)])
+def test_evaluation_crops_below_384_and_squashes_from_there(size: int, visible: float) -> None:
+    """A picture with a white frame of a twentieth: the crop cuts it off, the squash keeps it."""
+    picture = Image.new("RGB", (800, 800), "white")
+    picture.paste((0, 0, 0), (40, 40, 760, 760))
+    tensor = evaluation_transform(size)(picture)
+    assert tensor.shape == (3, size, size)
+    assert (tensor[0, size // 2, 1] > 0).item() == (visible == 1.0)
+    wide = evaluation_transform(size)(Image.new("RGB", (640, 480)))
+    assert wide.shape == (3, size, size)
+
+
+@pytest.mark.parametrize("augment", ["none", "affine", "crop_flip", "rand_augment"])
+def test_training_transforms_give_normalised_tensors(augment: str) -> None:
+    tensor = training_transform(64, augment)(Image.new("RGB", (90, 70), (124, 116, 104)))
+    assert tensor.shape == (3, 64, 64)
+    assert tensor.dtype == torch.float32
+
+
+def test_wrong_values() -> None:
+    val = load_data("digits").val
+    with pytest.raises(UsageError, match="unknown augmentation 'afine': did you mean affine"):
+        Batches(val, batch_size=4, image_size=32, augment="afine")
+    with pytest.raises(UsageError, match="batch_size is 0"):
+        Batches(val, batch_size=0, image_size=32)

@@ -1,0 +1,32 @@
+"""The package as it is imported and typed."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import convnext
+
+
+def test_import_does_not_load_torch() -> None:
+    code = "import sys, convnext; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("name", convnext.__all__)
+def test_every_public_name_loads(name: str) -> None:
+    assert getattr(convnext, name) is not None
+    assert name in dir(convnext)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'resnext'"):
+        _ = convnext.resnext  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_library_does_not_need_tyro() -> None:
+    code = "import sys; sys.modules['tyro'] = None; import convnext.study.run, convnext.training.run, convnext.models"
+    subprocess.run([sys.executable, "-c", code], check=True)
