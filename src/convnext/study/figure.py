@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 KEPT, BRANCH, PAPER, REFERENCE = "#0072B2", "#9BC4DE", "#D55E00", "#555555"  # told apart by the colour-blind as well
 BUBBLES = 4.6  # inches of height
@@ -25,16 +26,18 @@ def draw(results: dict[str, Any]) -> Figure:
         trained = any(step["top1"] for step in steps)
         height = 1.6 + 0.32 * len(steps)
         figure = Figure(figsize=(11.5, height + (BUBBLES if trained else 0)), layout="constrained")
+        upper = figure
         if trained:
             upper, lower = figure.subfigures(2, 1, height_ratios=[height, BUBBLES], squeeze=False)[:, 0]
             first, macs, paper = upper.subplots(1, 3, sharey=True, width_ratios=[4, 2.6, 2.6])
             draw_accuracy(first, results)
             draw_bubbles(lower.subplots(), results)
         else:
-            macs, paper = figure.subplots(1, 2, sharey=True)
+            macs, paper = upper.subplots(1, 2, sharey=True)
             first = macs
         draw_macs(macs, results)
         draw_paper(paper, results)
+        upper.legend(loc="outside lower center", ncols=4, frameon=False)
         first.set_yticks(range(len(steps)), [f"{step['title']}  {i}" for i, step in enumerate(steps, 1)])
         first.set_ylim(len(steps) - 0.4, -0.6)  # the first step on top
         figure.suptitle(
@@ -69,23 +72,23 @@ def draw_accuracy(axes: Axes, results: dict[str, Any]) -> None:
         axes.annotate(f"{step['top1_mean']:.2f}", (end, i), (4, 0), textcoords="offset points", va="center")
     axes.set_xlim(low, max(values) + 3 * margin)
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100])
-    axes.set_xlabel(f"held-out top-1 accuracy, %  (the axis begins at {low:.1f})")
+    beginning = f"  (the axis begins at {low:.1f})" if low else ""
+    axes.set_xlabel(f"held-out top-1 accuracy, %{beginning}")
     seeds = max(len(step["top1"]) for _, step in steps)
     bars = f"mean ± standard deviation and each of {seeds} seeds" if seeds > 1 else "one seed"
     axes.set_title(f"measured here: {bars}", fontsize=9)
-    for kept, label in ((True, "kept"), (False, "side branch")):
-        axes.barh(0, 0, label=label, **bar_style(kept))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
 
 
 def draw_macs(axes: Axes, results: dict[str, Any]) -> None:
     """Bars of multiply-accumulates."""
     largest = max(step["macs"] for step in results["steps"])
-    factor, unit = (1e9, "10⁹") if largest >= 1e8 else (1e6, "10⁶")
+    factor, unit = macs_unit(results["steps"])
     for i, step in enumerate(results["steps"]):
         axes.barh(i, step["macs"] / factor, **bar_style(step["kept"]))
         text = f"{step['macs'] / factor:.2f}"
         axes.annotate(text, (step["macs"] / factor, i), (4, 0), textcoords="offset points", va="center")
+    for kept, label in ((True, "kept"), (False, "side branch")):
+        axes.barh(0, 0, label=label, **bar_style(kept))
     axes.set_xlim(0, 1.22 * largest / factor)
     axes.set_xlabel(f"multiply-accumulates an image, {unit}")
     axes.set_title(f"counted here, at {results['image_size']} px", fontsize=9)
@@ -106,9 +109,8 @@ def draw_paper(axes: Axes, results: dict[str, Any]) -> None:
         axes.axvline(
             name["top1"], color=REFERENCE, linestyle=line, linewidth=1, label=f"{name['name']} {name['top1']:.2f}"
         )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     values = [step["paper"]["top1"] for step in results["steps"]] + [row["top1"] for row in results["paper_references"]]
-    axes.set_xlim(min(values) - 0.5, max(values) + 1.2)
+    axes.set_xlim(min(values) - 0.5, max(values) + 1.5)
     axes.set_xlabel("ImageNet-1K top-1 accuracy, %")
     axes.set_title(f"the paper's, {network} regime, 224 px", fontsize=9, color=PAPER)
 
@@ -120,18 +122,28 @@ def draw_bubbles(axes: Axes, results: dict[str, Any]) -> None:
     rows = [(label, row, kept) for label, row, kept in numbered + named if row["top1"]]
     largest = max(row["params"] for _, row, _ in rows)
     path = [row for _, row, kept in rows if kept]
-    factor, unit = (1e9, "10⁹") if max(row["macs"] for _, row, _ in rows) >= 1e8 else (1e6, "10⁶")
+    factor, unit = macs_unit([row for _, row, _ in rows])
     axes.plot(
         [row["macs"] / factor for row in path], [row["top1_mean"] for row in path], color=KEPT, alpha=0.35, zorder=1
     )
     for label, row, kept in rows:
         colour = REFERENCE if kept is None else KEPT if kept else BRANCH
         marker = "s" if kept is None else "o"
-        position = (row["macs"] / factor, row["top1_mean"])
         area = max(40.0, 500 * row["params"] / largest)
-        axes.scatter(*position, s=area, marker=marker, color=colour, alpha=0.6, edgecolor="white", zorder=2)
-        axes.annotate(label, position, ha="center", va="center", fontsize=8, zorder=3)
-    axes.set_xscale("log" if max(r["macs"] for _, r, _ in rows) > 20 * min(r["macs"] for _, r, _ in rows) else "linear")
+        axes.scatter(
+            row["macs"] / factor, row["top1_mean"], s=area, marker=marker, color=colour, alpha=0.6, edgecolor="white"
+        )
+        if kept is None:
+            offset = (0, area**0.5 / 2 + 2)
+            axes.annotate(
+                label, (row["macs"] / factor, row["top1_mean"]), offset, textcoords="offset points", ha="center"
+            )
+    for label, row in together([(label, row) for label, row, kept in rows if kept is not None]):
+        axes.annotate(label, (row["macs"] / factor, row["top1_mean"]), ha="center", va="center", fontsize=8)
+    counts = [row["macs"] for _, row, _ in rows]
+    if max(counts) > 20 * min(counts):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.margins(0.08, 0.15)
     axes.set_xlabel(f"multiply-accumulates an image, {unit}")
     axes.set_ylabel("held-out top-1 accuracy, %")
@@ -141,6 +153,26 @@ def draw_bubbles(axes: Axes, results: dict[str, Any]) -> None:
         fontsize=9,
     )
     axes.grid(alpha=0.25)
+
+
+def together(steps: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Steps whose bubbles cover one another get one label: the numbers of all."""
+    accuracies = [row["top1_mean"] for _, row in steps]
+    close = 0.03 * (max(accuracies) - min(accuracies)) if steps else 0
+    labels: list[tuple[str, dict[str, Any]]] = []
+    for label, row in steps:
+        for i, (other, place) in enumerate(labels):
+            if row["macs"] == place["macs"] and abs(row["top1_mean"] - place["top1_mean"]) <= close:
+                labels[i] = (f"{other}, {label}", place)
+                break
+        else:
+            labels.append((label, row))
+    return labels
+
+
+def macs_unit(rows: list[dict[str, Any]]) -> tuple[float, str]:
+    """The unit in which the smallest of some networks has a figure before the point."""
+    return (1e9, "10⁹") if min(row["macs"] for row in rows) >= 5e8 else (1e6, "10⁶")
 
 
 def bar_style(kept: bool) -> dict[str, Any]:

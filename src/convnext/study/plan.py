@@ -15,6 +15,7 @@ from convnext.models import roadmap
 from convnext.models.cost import Cost, cost
 from convnext.models.roadmap import Step
 from convnext.training.loop import build
+from convnext.training.machine import choose_device
 from convnext.training.recipe import Recipe, recipe_for
 from convnext.training.run import data_name
 
@@ -107,6 +108,7 @@ def make_plan(
         UsageError: an unknown regime, step, reference or data; images too small for a network; or a folder that belongs
             to another study.
     """
+    choose_device(device)
     path = roadmap(regime)
     keys = [step.key for step in path]
     for key in steps:

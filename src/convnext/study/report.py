@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 
 from convnext.files import write_atomically
-from convnext.quantities import duration, per_second, quantity
+from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.figure import draw, render
 
 
@@ -31,7 +31,7 @@ def write_report(results: dict[str, Any], folder: Path, command: str) -> Path:
 def render_page(results: dict[str, Any], svg: str, command: str) -> str:
     """The page: table, figure, what each change is, how to run it again, and what the noise allows to say."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"quantity": quantity, "duration": duration, "per_second": per_second}
+    environment.filters |= {"quantity": quantity, "duration": duration, "per_second": per_second, "spread": spread}
     template = environment.from_string(files("convnext.study").joinpath("report.html.jinja").read_text("utf-8"))
     rows = [*results["steps"], *results["references"]]
     return template.render(

@@ -54,7 +54,7 @@ def entry_document(plan: Plan, entry: Entry, images_per_second: float | None, tr
             "section": step.section,
             "before": step.before,
             "kept": step.kept,
-            "design": dataclasses.asdict(step.design),
+            "design": dataclasses.asdict(step.design) | {"depths": list(step.design.depths)},
         }
     document |= dataclasses.asdict(entry.cost) | {"images_per_second": images_per_second}
     document |= accuracy(plan, entry) if trained else dict.fromkeys(("top1", "top1_mean", "top1_std", "train_seconds"))
@@ -102,7 +102,12 @@ def noise(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     freedom = sum(len(step["top1"]) - 1 for step in trained.values())
     pairs = [(trained[step["before"]], step) for step in trained.values() if step["before"] in trained]
     if freedom == 0:
-        return {"std": None, "confidence": CONFIDENCE, "within": [step["key"] for _, step in pairs]}
+        return {
+            "std": None,
+            "confidence": CONFIDENCE,
+            "compared": len(pairs),
+            "within": [step["key"] for _, step in pairs],
+        }
     from scipy.stats import t
 
     squares = sum((len(step["top1"]) - 1) * step["top1_std"] ** 2 for step in trained.values() if step["top1_std"])
@@ -113,4 +118,4 @@ def noise(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         threshold = quantile * std * (1 / len(before["top1"]) + 1 / len(step["top1"])) ** 0.5
         if abs(step["top1_mean"] - before["top1_mean"]) <= threshold:
             within.append(step["key"])
-    return {"std": std, "confidence": CONFIDENCE, "within": within}
+    return {"std": std, "confidence": CONFIDENCE, "compared": len(pairs), "within": within}

@@ -1,7 +1,7 @@
 """Run a study: measure every network, train every seed that is not done yet, and report."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from convnext.training.loop import Progress, build, training
 from convnext.training.machine import choose_device
 
 MACS_A_BATCH = {"cpu": 4e9, "gpu": 1e12}  # the speed of inference is measured on batches of about this much work
+LARGEST_BATCH = 64
 LEAST_SEEDS = 2  # trained whatever the time limit: one seed says nothing about noise
 
 
@@ -45,7 +46,9 @@ class Update:
     warning: str | None = None
 
 
-def run_study(plan: Plan, *, seeds: int, minutes: float | None = None, train: bool = True) -> Iterator[Update]:
+def run_study(
+    plan: Plan, *, seeds: int, minutes: float | None = None, train: bool = True
+) -> Generator[Update, None, None]:
     """Run a plan seed by seed, all networks with the first seed before any with the second.
 
     Finished trainings are kept, one that was killed goes on after its last epoch. ``results.json`` is written whenever
@@ -110,13 +113,13 @@ def measure_speed(plan: Plan, seconds: float, rounds: int) -> dict[str, Any]:
     """Images per second of every network at inference: the best of some rounds over all of them, on one batch.
 
     In each round every network runs for ``seconds`` after a warm-up pass, so that a slow moment of the machine does not
-    fall on one network alone. The batch is about as large as keeps one pass short. Weights are zero: the arithmetic is
-    the same, and drawing them would take longer than the measurement.
+    fall on one network alone. The batch is about as large as keeps a step's pass short. Weights are zero: the
+    arithmetic is the same, and drawing them would take longer than the measurement.
     """
     device = choose_device(plan.recipe.device)
     budget = MACS_A_BATCH["cpu" if device.type == "cpu" else "gpu"]
-    largest = max(entry.cost.macs for entry in plan.entries)
-    batch = max(1, min(256, int(budget / largest)))
+    largest = max(entry.cost.macs for entry in plan.entries if entry.step)
+    batch = max(1, min(LARGEST_BATCH, int(budget / largest)))
     images = torch.randn(batch, 3, plan.recipe.image_size, plan.recipe.image_size, device=device)
     images = images.to(memory_format=torch.channels_last)
     measured: dict[str, float] = {}

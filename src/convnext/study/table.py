@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from convnext.quantities import duration, per_second, quantity
+from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.run import Update
 from convnext.training.progress import describe
 
@@ -98,8 +98,3 @@ def figures(row: dict[str, Any], trained: bool) -> tuple[str, ...]:
 def paper_figures(paper: dict[str, Any]) -> tuple[str, str]:
     """The paper's accuracy and multiply-accumulates."""
     return spread(paper["top1"], paper["top1_std"]), f"{paper['gmacs']:.2f}"
-
-
-def spread(mean: float, deviation: float | None) -> str:
-    """A mean with its deviation, where there is one."""
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
