@@ -33,8 +33,8 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/installed  ## the cost and speed of the family and the references, as committed in benchmarks/results
-	$(BIN)/python benchmarks/family.py
+bench: $(VENV)/installed  ## speed against timm and torchvision, as committed in benchmarks/results
+	$(BIN)/python benchmarks/inference.py
 
 clean:
 	rm -rf $(VENV) runs
