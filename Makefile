@@ -7,6 +7,8 @@ DEMO := runs/demo
 .PHONY: demo test test-slow lint bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; make PYTHON=python3.12 $(MAKECMDGOALS) names another"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
 	touch $@

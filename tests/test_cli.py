@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def wait_for(path: Path, ready: Callable[[Path], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.exists() and ready(path):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} did not come")
 
 
 def test_help_is_quick_and_lists_the_commands() -> None:
@@ -130,15 +140,24 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert answer.stderr == ""
 
 
+def test_ctrl_c_in_a_training_with_reading_processes(make_folder: MakeFolder) -> None:
+    data = make_folder({"cat": 60, "dog": 60})
+    words = ["train", str(data), "--image-size", "64", "--workers", "2", "--batch-size", "8", "--out", "run"]
+    process = subprocess.Popen([sys.executable, "-m", "convnext", *words], stderr=subprocess.PIPE, text=True)
+    wait_for(Path("run/metrics.jsonl"), lambda path: path.stat().st_size > 0)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Interrupted. What is finished is kept in run" in said
+    assert "Traceback" not in said
+
+
 def test_ctrl_c_ends_with_130_and_the_next_call_goes_on() -> None:
     words = ["roadmap", "--steps", "kernel_7,gelu", "--epochs", "3", "--seeds", "1", "--out", "study"]
     process = subprocess.Popen(
         [sys.executable, "-m", "convnext", *words], stderr=subprocess.PIPE, text=True, env=os.environ | {"TERM": "dumb"}
     )
-    first = Path("study/runs/gelu/seed-0/metrics.jsonl")
-    deadline = time.monotonic() + 60
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(Path("study/runs/gelu/seed-0/metrics.jsonl"), Path.exists)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from convnext.errors import RunError
-from convnext.files import append_line, locked, read_json, write_atomically, write_json
+from convnext.files import append_line, is_vacant, locked, read_json, write_atomically, write_json
 
 
 def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
@@ -61,6 +61,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "inside", b"")
     with pytest.raises(RunError, match="cannot write"):
         append_line(tmp_path / "no" / "log", "line")
+
+
+def test_a_vacant_folder(tmp_path: Path) -> None:
+    assert is_vacant(tmp_path / "new")
+    (tmp_path / ".lock").touch()
+    assert is_vacant(tmp_path)
+    (tmp_path / "file").touch()
+    assert not is_vacant(tmp_path)
+    assert not is_vacant(tmp_path / "file")
 
 
 def test_damaged_json_is_named(tmp_path: Path) -> None:

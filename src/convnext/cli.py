@@ -5,7 +5,8 @@ import json as json_format
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -75,12 +76,8 @@ def roadmap(
         train=train,
         out=out,
     )
-    try:
+    with interruptible(plan.folder):
         results = follow(run_study(plan, seeds=seeds, minutes=minutes, train=train), console(sys.stderr))
-    except KeyboardInterrupt:
-        if plan.folder:
-            note(f"Interrupted. What is finished is kept in {plan.folder}: the same command goes on from there.")
-        raise
     page = write_report(results, plan.folder, shlex.join(["convnext", *sys.argv[1:]])) if plan.folder else None
     if json:
         print_json(results)
@@ -111,11 +108,14 @@ class TrainArguments(Recipe):
 
 def train(arguments: TrainArguments) -> None:
     """Train by the recipe in ``arguments``."""
+    from convnext.training.run import default_folder
     from convnext.training.run import train as train_recipe
 
     fields = [field.name for field in dataclasses.fields(Recipe)]
     recipe = Recipe(**{name: getattr(arguments, name) for name in fields})
-    run = train_recipe(recipe, arguments.out)
+    folder = arguments.out or default_folder(recipe)
+    with interruptible(folder):
+        run = train_recipe(recipe, folder)
     if arguments.json:
         images = [metrics["images_per_second"] for metrics in run.metrics]
         outcome = {
@@ -164,6 +164,17 @@ def parse_train(words: Sequence[str]) -> TrainArguments:
     values: dict[str, Any] = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
     default = TrainArguments(**values)
     return tyro.cli(TrainArguments, prog="convnext train", args=words, default=default)
+
+
+@contextmanager
+def interruptible(folder: Path | None) -> Iterator[None]:
+    """Say what Ctrl-C leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder:
+            note(f"Interrupted. What is finished is kept in {folder}: the same command goes on from there.")
+        raise
 
 
 def names(words: str) -> list[str]:

@@ -53,7 +53,7 @@ def evaluate(
             logits = logits.float()
             top1.update(logits, labels)
             top5.update(logits, labels)
-            loss += F.cross_entropy(logits, labels, reduction="sum").double().cpu()
+            loss += F.cross_entropy(logits, labels, reduction="sum").cpu().double()
             count += len(labels)
     if not count:
         raise RunError(f"none of the held-out images can be read; the first: {unreadable[0]}")

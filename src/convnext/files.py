@@ -72,6 +72,13 @@ def cannot_write(path: Path, error: OSError, size: int) -> RunError:
     return RunError(f"cannot write {path}: {error.strerror}")
 
 
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is free to be used: it is not there, or holds nothing but hidden files."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(entry.name.startswith(".") for entry in folder.iterdir())
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone.

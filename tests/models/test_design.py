@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -100,6 +101,20 @@ def test_without_stage_norms_downsampling_stands_bare() -> None:
     design = dataclasses.replace(convnext.roadmap("micro")[-1].design, stage_norms=False)
     names = [name for name, _ in convnext.create_model(design).named_parameters() if name.startswith("downsample")]
     assert names == [f"downsample_layers.{i}.{int(i > 0)}.{part}" for i in range(4) for part in ("weight", "bias")]
+
+
+def test_a_design_comes_back_from_json() -> None:
+    design = convnext.roadmap("tiny")[3].design
+    assert Design(**json.loads(json.dumps(dataclasses.asdict(design)))) == design
+    assert hash(design)
+
+
+@pytest.mark.parametrize("size", [32, 45, 71])
+def test_any_size_goes_through_every_step(size: int) -> None:
+    for step in convnext.roadmap("micro"):
+        model = DesignNetwork(step.design, num_classes=3).eval()
+        with torch.no_grad():
+            assert model(torch.randn(1, 3, size, size + 9)).shape == (1, 3), step.key
 
 
 def test_an_option_may_change_the_design() -> None:

@@ -35,7 +35,7 @@ def load_data(name: str, *, val_fraction: float = 0.2, seed: int = 0) -> ImageDa
     if name.startswith("imagenet:"):
         return read_folder(name, Path(name.removeprefix("imagenet:")), val_fraction=None, seed=seed)
     if not Path(name).is_dir():
-        if os.sep in name or Path(name).exists():
+        if "/" in name or os.sep in name or Path(name).exists():
             raise UsageError(f"{name} is no folder: data is a folder of images, {', '.join(NAMES)} or imagenet:PATH")
         raise unknown_name("data", name, [*NAMES, "imagenet:PATH"], "Or give the path of a folder of images.")
     return read_folder(name, Path(name), val_fraction=val_fraction, seed=seed)

@@ -76,6 +76,7 @@ class Design:
     stage_norms: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "depths", tuple(self.depths))  # a list, where a design comes from JSON
         for name, hint in get_type_hints(Design).items():
             value, allowed = getattr(self, name), get_args(hint)
             if get_origin(hint) is Literal and value not in allowed:

@@ -10,7 +10,7 @@ import torch
 
 from convnext.data import load_data
 from convnext.errors import ConvNeXtError, UsageError, unknown_name
-from convnext.files import read_json, write_json
+from convnext.files import is_vacant, read_json, write_json
 from convnext.models import roadmap
 from convnext.models.cost import Cost, cost
 from convnext.models.roadmap import Step
@@ -42,7 +42,8 @@ class Plan:
 
     Attributes:
         regime: of the roadmap.
-        entries: the steps in the roadmap's order, then the references.
+        entries: the steps in the roadmap's order, then the references; those of earlier calls as well.
+        asked: keys of the entries that this call asks for.
         recipe: the one recipe of every training; each sets its own model and seed.
         num_classes: of the data.
         folder: where everything is written; None for nowhere.
@@ -50,6 +51,7 @@ class Plan:
 
     regime: str
     entries: tuple[Entry, ...]
+    asked: frozenset[str]
     recipe: Recipe
     num_classes: int
     folder: Path | None
@@ -101,8 +103,8 @@ def make_plan(
         image_size: in place of the recipe's.
         device: as in a recipe.
         train: whether anything will be trained.
-        out: the folder; by default ``runs/roadmap-REGIME-DATA``, or none without training. Steps and references of
-            earlier calls in the same folder are part of the plan.
+        out: the folder; by default ``runs/roadmap-REGIME-DATA``, or none without training. What earlier calls did
+            there is reported as well.
 
     Raises:
         UsageError: an unknown regime, step, reference or data; images too small for a network; or a folder that belongs
@@ -127,10 +129,11 @@ def make_plan(
     if folder is None and train:
         folder = Path("runs") / f"roadmap-{regime}-{data_name(recipe.data)}"
 
-    plan = Plan(regime, (), recipe, num_classes, folder)
+    asked = frozenset([*(steps or keys), *references])
+    plan = Plan(regime, (), asked, recipe, num_classes, folder)
     earlier = read_study(plan)
-    chosen = {*(steps or keys), *earlier.get("steps", ())}
-    names = [(f"roadmap_{regime}/{step.key}", step) for step in path if step.key in chosen]
+    shown = asked.union(earlier.get("steps", ()))
+    names = [(f"roadmap_{regime}/{step.key}", step) for step in path if step.key in shown]
     names += [(name, None) for name in dict.fromkeys([*earlier.get("references", ()), *references])]
     return dataclasses.replace(plan, entries=tuple(Entry(name, step, entry_cost(plan, name)) for name, step in names))
 
@@ -145,7 +148,7 @@ def read_study(plan: Plan) -> dict[str, Any]:
         return {}
     path = plan.folder / "study.json"
     if not path.exists():
-        if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
+        if not is_vacant(plan.folder):
             raise UsageError(f"{plan.folder} is there already and holds no study: choose another with --out")
         return {}
     study = read_json(path)

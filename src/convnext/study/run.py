@@ -66,15 +66,16 @@ def run_study(
             plan.record()
         speed = measure_speed(plan, seconds=0.1, rounds=3) if train else measure_speed(plan, seconds=0, rounds=1)
         warnings: list[str] = []
-        update = Update(collect(plan, speed, trained=train), 0, len(plan.entries) * seeds if train else 0)
+        asked = [entry for entry in plan.entries if entry.key in plan.asked] if train else []
+        update = Update(collect(plan, speed, trained=train), 0, len(asked) * seeds)
         save(plan, update.results)
         yield update
 
         trained = 0  # in this call
         training_start = time.monotonic()
-        for seed in range(seeds if train else 0):
+        for seed in range(seeds):
             round_start = time.monotonic()
-            for entry in plan.entries:
+            for entry in asked:
                 update = replace(update, entry=entry, seed=seed, warning=None)
                 if seed in finished_seeds(plan, entry):
                     update = replace(update, done=update.done + 1)

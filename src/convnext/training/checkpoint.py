@@ -13,7 +13,7 @@ from torch import Tensor
 from convnext.data import ImageData
 from convnext.environment import environment
 from convnext.errors import RunError, UsageError
-from convnext.files import append_line, read_json, write_atomically, write_json
+from convnext.files import append_line, is_vacant, read_json, write_atomically, write_json
 from convnext.training.recipe import Recipe
 
 
@@ -23,17 +23,16 @@ class RunFolder:
 
     dir: Path
 
-    def open(self, recipe: Recipe) -> None:
-        """Begin a run here, or go on with one.
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a folder in which this recipe cannot begin or go on.
 
         Raises:
             UsageError: the folder holds a run of another recipe, or other files.
         """
         path = self.dir / "recipe.json"
         if not path.exists():
-            if self.dir.is_dir() and any(not entry.name.startswith(".") for entry in self.dir.iterdir()):
+            if not is_vacant(self.dir):
                 raise UsageError(f"{self.dir} has files but no run of this program: choose another folder with --out")
-            write_json(path, recipe.to_dict())
             return
         there = read_json(path)
         differs = [name for name, value in recipe.identity.items() if there.get(name) != value]
@@ -44,18 +43,19 @@ class RunFolder:
                 "here): choose another folder with --out, or the same recipe to go on"
             )
 
-    def describe(self, data: ImageData) -> None:
-        """Record classes, the split of an undivided folder, and the environment.
+    def begin(self, recipe: Recipe, data: ImageData) -> None:
+        """Record recipe, classes, the split of an undivided folder, and the environment.
 
         Raises:
             UsageError: the folder of images was split before, and its files are no longer the same.
         """
-        write_json(self.dir / "classes.json", list(data.classes))
         if data.split is not None:
             path = self.dir / "split.json"
             if path.exists() and read_json(path) != data.split:
                 raise UsageError(f"the images in {data.name} changed since {self.dir} began: choose another folder")
             write_json(path, data.split)
+        write_json(self.dir / "recipe.json", recipe.to_dict())
+        write_json(self.dir / "classes.json", list(data.classes))
         write_json(self.dir / "environment.json", environment())
 
     def metrics(self) -> list[dict[str, Any]]:

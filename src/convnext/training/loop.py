@@ -98,14 +98,15 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
     steps, epochs = len(train_batches), recipe.epochs
     warmup_steps = min(round(recipe.warmup_epochs * steps), epochs * steps // 2)
 
+    run = RunFolder(folder)
+    run.check(recipe)
     with locked(folder):
-        run = RunFolder(folder)
-        run.open(recipe)
-        run.describe(data)
+        run.begin(recipe, data)
         first_epoch = 0
         if state := run.load_last(device):
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            if state["optimizer"] is not None:
+                optimizer.load_state_dict(state["optimizer"])
             first_epoch = state["epoch"]
         run.keep_metrics(first_epoch)
         best = max((metrics["top1"] for metrics in run.metrics()), default=-math.inf)
@@ -169,7 +170,8 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
                     "unreadable": len(meter.unreadable) + len(result.unreadable),
                 }
             )
-            run.save_last({"epoch": epoch + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            to_go_on = optimizer.state_dict() if epoch + 1 < epochs else None  # two thirds of the file
+            run.save_last({"epoch": epoch + 1, "model": model.state_dict(), "optimizer": to_go_on})
             warnings = tuple(f"left out of the evaluation, cannot be read: {error}" for error in result.unreadable)
             progress = replace(progress, epoch=epoch + 1, step=0, top1=result.top1, warnings=warnings)
             yield progress
