@@ -28,7 +28,8 @@ class Update:
     Attributes:
         results: the results document as it stands.
         done: finished trainings.
-        total: all of them; with a time limit, at most so many.
+        total: all of them.
+        limited: whether a time limit may end the study before that.
         entry: the network in training, or whose training has just ended; None before the first.
         seed: of that training.
         progress: of that training; None when it has just ended.
@@ -39,6 +40,7 @@ class Update:
     results: dict[str, Any]
     done: int
     total: int
+    limited: bool = False
     entry: Entry | None = None
     seed: int = 0
     progress: Progress | None = None
@@ -67,7 +69,7 @@ def run_study(
         speed = measure_speed(plan, seconds=0.1, rounds=3) if train else measure_speed(plan, seconds=0, rounds=1)
         warnings: list[str] = []
         asked = [entry for entry in plan.entries if entry.key in plan.asked] if train else []
-        update = Update(collect(plan, speed, trained=train), 0, len(asked) * seeds)
+        update = Update(collect(plan, speed, trained=train), 0, len(asked) * seeds, limited=minutes is not None)
         save(plan, update.results)
         yield update
 

@@ -14,7 +14,7 @@ from convnext.study.run import Update
 from convnext.training.progress import describe
 
 REFRESH_SECONDS = 0.25
-LEGEND = "* side branch: the path goes on from another step.  paper: ImageNet-1K, 224 px"
+LEGEND = "* side branch: the path goes on from another step\npaper: ImageNet-1K, 224 px"
 
 
 def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
 
 def state(update: Update) -> str:
     """What is under way, in two lines below the table."""
-    counter = f"{update.done} of {update.total} trainings done{left(update)}" if update.total else ""
+    counter = f"{counted(update)} trainings done{left(update)}" if update.total else ""
     if update.entry is None or update.progress is None:
         return counter
     return f"{counter}\n{update.entry.key}, seed {update.seed}: {describe(update.progress)}"
@@ -49,8 +49,12 @@ def ended_line(update: Update) -> str:
     rows = [*update.results["steps"], *update.results["references"]]
     row = next(row for row in rows if row["key"] == update.entry.key)
     outcome = f"top-1 {row['top1'][-1]:.2f} %" if row["top1"] else "not finished"
-    counter = f"{update.done:3} of {update.total}"
-    return f"{counter}  {update.entry.key:22} seed {update.seed}  {outcome}{left(update)}"
+    return f"{counted(update)}  {update.entry.key:22} seed {update.seed}  {outcome}{left(update)}"
+
+
+def counted(update: Update) -> str:
+    """How many trainings are done, of how many."""
+    return f"{update.done:3} of {'at most ' if update.limited else ''}{update.total}"
 
 
 def left(update: Update) -> str:

@@ -1,0 +1,47 @@
+"""What the README and the docs show works, and the figures in them are true."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import convnext
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(code, str(page), "exec"), {"__name__": "example"})
+
+
+def test_the_family_table_is_true() -> None:
+    rows = re.findall(r"`(convnext\w+)` \| ([\d,]+) \| ([\d.]+)", (ROOT / "README.md").read_text())
+    assert len(rows) == 20
+    for name, params, gmacs in rows:
+        with torch.device("meta"):
+            model = convnext.create_model(name)
+        cost = convnext.cost(model)
+        assert (f"{cost.params:,}", f"{cost.macs / 1e9:.3f}") == (params, gmacs), name
+
+
+def test_the_figure_belongs_to_the_committed_results() -> None:
+    import json
+
+    from convnext.study.figure import draw
+
+    results = json.loads((ROOT / "benchmarks" / "results" / "roadmap-micro-digits.json").read_text())
+    assert [step["key"] for step in results["steps"]] == [step.key for step in convnext.roadmap("micro")]
+    assert all(step["top1_mean"] > 90 for step in results["steps"])
+    assert results["steps"][-1]["top1_mean"] > 97
+    assert len(draw(results).get_axes()) == 4
