@@ -144,6 +144,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch:
     assert_equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
+def test_a_log_cut_off_in_the_writing_is_mended(tmp_path: Path) -> None:
+    run = train(TINY, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"epoch": 3, "lo')
+    assert train(TINY, tmp_path).metrics == run.metrics
+    assert len(log.read_text().splitlines()) == 2
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     train(dataclasses.replace(TINY, epochs=1), tmp_path)
     (tmp_path / "last.pt").write_bytes(b"damaged")

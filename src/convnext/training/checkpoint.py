@@ -59,9 +59,15 @@ class RunFolder:
         write_json(self.dir / "environment.json", environment())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The finished epochs' metrics, oldest first."""
+        """The finished epochs' metrics, oldest first; a last line that was cut off in the writing is left out."""
         path = self.dir / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        metrics = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                metrics.append(json.loads(line))
+            except ValueError:
+                break
+        return metrics
 
     def keep_metrics(self, count: int) -> None:
         """Drop metrics of epochs that are not in the last checkpoint: they are trained again."""
