@@ -76,6 +76,9 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RunError, match=r"cannot read .*a\.json"):
         read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(RunError, match="holds no JSON object"):
+        read_json(tmp_path / "a.json")
 
 
 def test_a_folder_has_one_process(tmp_path: Path) -> None:

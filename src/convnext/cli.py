@@ -3,21 +3,17 @@
 import dataclasses
 import json as json_format
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 from tyro.conf import Positional
 
 from convnext.errors import ConvNeXtError
 from convnext.training.recipe import Recipe, recipe_for
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 INTERRUPTED = 130
 DESCRIPTION = "From a ResNet to a ConvNeXt, one measured step at a time; and from there to a trained network."
@@ -57,14 +53,12 @@ def roadmap(
         device: auto (a GPU where there is one), cpu, cuda, mps.
         json: print the results document on stdout.
     """
-    from convnext.errors import UsageError
     from convnext.study.plan import make_plan
     from convnext.study.report import write_report
     from convnext.study.run import run_study
     from convnext.study.table import follow, table
+    from convnext.training.progress import console_on
 
-    if seeds < 1:
-        raise UsageError(f"seeds is {seeds}, needs 1 or more")
     plan = make_plan(
         regime=regime,
         data=data,
@@ -72,17 +66,19 @@ def roadmap(
         references=names(references),
         epochs=epochs,
         image_size=image_size,
+        seeds=seeds,
+        minutes=minutes,
         device=device,
         train=train,
         out=out,
     )
     with interruptible(plan.folder):
-        results = follow(run_study(plan, seeds=seeds, minutes=minutes, train=train), console(sys.stderr))
-    page = write_report(results, plan.folder, shlex.join(["convnext", *sys.argv[1:]])) if plan.folder else None
+        results = follow(run_study(plan), console_on(sys.stderr))
+        page = write_report(results, plan.folder) if plan.folder else None
     if json:
         print_json(results)
     else:
-        console(sys.stdout).print(table(results))
+        console_on(sys.stdout).print(table(results))
     if page:
         for kind, name in (("Data", "results.json"), ("Figure", "roadmap.png"), ("Report", page.name)):
             note(f"{kind + ':':8}{page.with_name(name)}")
@@ -137,13 +133,15 @@ def models(pattern: Positional[str] = "*", image_size: int = 224, json: bool = F
         image_size: pixels a side.
         json: print the list as JSON on stdout.
     """
-    from convnext.models.family import family, family_table
+    from convnext.models.family import family
+    from convnext.study.table import family_table
+    from convnext.training.progress import console_on
 
     rows = family(pattern, image_size)
     if json:
         print_json(rows)
     else:
-        console(sys.stdout).print(family_table(rows))
+        console_on(sys.stdout).print(family_table(rows))
 
 
 def run(words: Sequence[str]) -> None:
@@ -172,9 +170,8 @@ def interruptible(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if folder:
-            note(f"Interrupted. What is finished is kept in {folder}: the same command goes on from there.")
-        raise
+        kept = f"Interrupted. What is finished is kept in {folder}: the same command goes on from there."
+        raise KeyboardInterrupt(kept if folder else "") from None
 
 
 def names(words: str) -> list[str]:
@@ -192,13 +189,6 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def console(stream: IO[str]) -> "Console":
-    """A console on stdout or stderr; wide where a file or a pipe reads along."""
-    from rich.console import Console
-
-    return Console(file=stream, width=None if stream.isatty() else 120)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 the work failed, 2 the words were wrong, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -208,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConvNeXtError as error:
         note(f"error: {error}")
         return error.exit_status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        note(str(interrupt) or "Interrupted.")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -57,6 +57,6 @@ def evaluate(
             count += len(labels)
     if not count:
         raise RunError(f"none of the held-out images can be read; the first: {unreadable[0]}")
-    return Metrics(
-        100 * top1.compute().item(), 100 * top5.compute().item(), loss.item() / count, count, tuple(unreadable)
-    )
+    # torchmetrics divides in 32 bits; the counts behind it are whole numbers.
+    accuracies = [100 * round(metric.compute().item() * count) / count for metric in (top1, top5)]
+    return Metrics(accuracies[0], accuracies[1], loss.item() / count, count, tuple(unreadable))

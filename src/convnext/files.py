@@ -41,16 +41,19 @@ def write_json(path: Path, document: Any) -> None:
     write_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """A JSON document.
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
 
     Raises:
         RunError: it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        document = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path} ({error}): move it away and call again") from error
+    if not isinstance(document, dict):
+        raise RunError(f"cannot read {path}, it holds no JSON object: move it away and call again")
+    return document
 
 
 def append_line(path: Path, line: str) -> None:

@@ -10,8 +10,10 @@ def quantity(number: float) -> str:
     return f"{number:.0f}"
 
 
-def per_second(rate: float) -> str:
-    """A rate: 9.1, 2,350."""
+def per_second(rate: float | None) -> str:
+    """A rate: 9.1, 2,350; a dash where it was not measured."""
+    if rate is None:
+        return "-"
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 

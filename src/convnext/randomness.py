@@ -16,9 +16,8 @@ def seed_everything(*position: int) -> None:
     """Seed torch, numpy and random for a position such as (seed, epoch, step)."""
     seed = position_seed(*position)
     torch.default_generator.manual_seed(seed)
-    if (
-        torch.cuda.is_initialized()
-    ):  # before that, torch.manual_seed would queue the call with a stack trace, at 1 ms each
+    # torch.manual_seed would queue a call with a stack trace, at 1 ms each, as long as CUDA is not in use.
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from convnext.data import FileImages, MemoryImages, load_data
+from convnext.data.images import UnreadableImageError
 from convnext.errors import RunError, UsageError
 from tests.conftest import MakeFolder
 
@@ -138,8 +139,6 @@ def test_cifar_without_a_network_says_where_to_put_the_file(tmp_path: Path, monk
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", None])
 def test_unreadable_files_are_named(make_folder: MakeFolder, content: bytes | None) -> None:
-    from convnext.data.images import UnreadableImageError
-
     root = make_folder({"cat": 3, "dog": 3})
     path = root / "cat" / "0.jpg"
     path.write_bytes(path.read_bytes()[:400] if content is None else content)
@@ -149,6 +148,31 @@ def test_unreadable_files_are_named(make_folder: MakeFolder, content: bytes | No
     part = data.train if path in data.train.paths else data.val
     with pytest.raises(UnreadableImageError, match=str(path)):
         part.read(part.paths.index(path))
+
+
+def test_pictures_of_every_kind_keep_what_they_show(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 64)[None].repeat(8, 0)
+    for name, pixels in (("a.png", (ramp * 65535).astype(np.uint16)), ("b.png", (ramp * 255).astype(np.uint8))):
+        Image.fromarray(pixels).save(tmp_path / name)
+    images = FileImages((tmp_path / "a.png", tmp_path / "b.png"), (0, 1))
+    for index in (0, 1):
+        shown = np.asarray(images.read(index)[0])[..., 0]
+        assert np.abs(shown - ramp * 255).max() <= 1
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "c.tiff")
+    with pytest.raises(UnreadableImageError, match="values without a fixed range"):
+        FileImages((tmp_path / "c.tiff",), (0,)).read(0)
+    turned = Image.new("RGB", (30, 20))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held upright
+    turned.save(tmp_path / "d.jpg", exif=exif)
+    assert FileImages((tmp_path / "d.jpg",), (0,)).read(0)[0].size == (20, 30)
+
+
+def test_a_link_that_leads_back_is_not_followed_twice(make_folder: MakeFolder) -> None:
+    root = make_folder({"cat": 4, "dog": 4})
+    (root / "cat" / "again").symlink_to(root / "cat", target_is_directory=True)
+    data = load_data(str(root))
+    assert len(data.train) + len(data.val) == 8
 
 
 def test_palette_and_alpha_become_rgb(make_folder: MakeFolder) -> None:

@@ -157,6 +157,11 @@ def test_too_small_an_image_says_what_to_do(name: str) -> None:
         convnext.create_model(name)(torch.randn(1, 3, 30, 40))
 
 
+def test_one_image_without_a_batch_says_what_to_do() -> None:
+    with pytest.raises(convnext.UsageError, match=r"a batch of images \(N, C, H, W\) is needed, \(3, 32, 32\) arrived"):
+        convnext.create_model("convnext_atto")(torch.randn(3, 32, 32))
+
+
 @pytest.mark.parametrize(("stem_stride", "smallest"), [(4, 32), (2, 16), (1, 8)])
 def test_stem_stride(stem_stride: int, smallest: int) -> None:
     model = convnext.create_model("convnext_atto", stem_stride=stem_stride)

@@ -91,6 +91,15 @@ def test_timm_reference_options() -> None:
         convnext.create_model("timm/vgg11", drop_path=0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("torchvision/vit_b_16", {"image_size": 30}), ("torchvision/resnet18", {"num_classes": 0})],
+)
+def test_what_a_reference_cannot_be_built_with(name: str, options: dict[str, int]) -> None:
+    with pytest.raises(convnext.UsageError, match=f"{name} cannot be built with"):
+        convnext.create_model(name, **options)
+
+
 def test_images_per_second_restores_the_mode() -> None:
     model = convnext.create_model("roadmap_micro/resnet")
     assert images_per_second(model, torch.randn(2, 3, 32, 32), seconds=0.01) > 0

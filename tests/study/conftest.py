@@ -21,8 +21,8 @@ def small_plan(out: Path | None, **change: Any) -> Plan:
 @pytest.fixture(scope="session")
 def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "out"
-    (*_, last) = run_study(small_plan(folder), seeds=2)
-    write_report(last.results, folder, "convnext roadmap --epochs 1")
+    (*_, last) = run_study(small_plan(folder))
+    write_report(last.results, folder)
     return folder
 
 

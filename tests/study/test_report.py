@@ -55,7 +55,7 @@ def test_the_figure_shows_every_step(results: dict[str, Any]) -> None:
     for step in results["steps"]:
         assert f"{step['top1_mean']:.2f}" in [text.get_text() for text in accuracy.texts]
         assert f"{step['macs'] / 1e6:.2f}" in [text.get_text() for text in macs.texts]
-        assert f"{step['paper']['top1']:.1f}" in [text.get_text() for text in paper.texts]
+        assert f"{step['paper']['top1']:.2f}" in [text.get_text() for text in paper.texts]
     assert "paper" in paper.get_title()
     assert "paper" not in accuracy.get_title()
     assert "resnet18" in [text.get_text() for text in bubbles.texts]
@@ -68,13 +68,13 @@ def test_the_picture_is_the_same_for_the_same_results(results: dict[str, Any]) -
 
 
 def test_without_training_there_is_no_accuracy_of_ours(tmp_path: Path) -> None:
-    (*_, last) = run_study(make_plan(regime="micro", train=False, out=tmp_path / "out"), seeds=1, train=False)
+    (*_, last) = run_study(make_plan(regime="micro", train=False, out=tmp_path / "out"))
     figure = draw(last.results)
     assert [axes.get_xlabel() for axes in figure.get_axes()] == [
         "multiply-accumulates an image, 10⁶",
         "ImageNet-1K top-1 accuracy, %",
     ]
-    page = render_page(last.results, "<svg></svg>", "convnext roadmap --no-train")
+    page = render_page(last.results, "<svg></svg>")
     assert "not trained" in page
     assert len(Page(page).rows) == 17
 
@@ -90,21 +90,25 @@ def test_the_page_stands_alone(study_folder: Path, results: dict[str, Any]) -> N
     for row, step in zip(rows, results["steps"], strict=False):
         assert f"{step['top1_mean']:.2f}" in row[7]
         assert f"{step['paper']['gmacs']:.2f}" == row[-1].strip()
-    assert "convnext roadmap --epochs 1" in text
+    assert "convnext roadmap --regime micro --data digits" in text
     assert "Paper, section 2.5" in text
 
 
 def test_the_page_warns_of_noise(results: dict[str, Any]) -> None:
-    results["noise"] = {"std": 0.5, "confidence": 0.95, "compared": 2, "within": ["kernel_7"]}
-    assert re.search(r"Within the noise.*Kernel 7x7", render_page(results, "<svg></svg>", ""), re.DOTALL)
-    results["noise"]["within"] = []
-    text = render_page(results, "<svg></svg>", "")
+    pair = {"from": "move_up_depthwise", "to": "kernel_7", "difference": -0.25, "threshold": 0.5, "within": True}
+    results["noise"] = {"std": 0.5, "confidence": 0.95, "comparisons": [pair]}
+    text = render_page(results, "<svg></svg>")
+    assert re.search(r"Within the noise.*Depthwise first → Kernel 7x7 \(-0.25\)", text, re.DOTALL)
+    results["noise"]["comparisons"] = [pair | {"within": False}]
+    text = render_page(results, "<svg></svg>")
     assert "Within the noise" not in text
     assert "exceeds what chance would do" in text
+    results["noise"]["comparisons"] = []
+    assert "nothing to compare" in render_page(results, "<svg></svg>")
     results["noise"]["std"] = None
-    assert "One seed." in render_page(results, "<svg></svg>", "")
+    assert "One seed." in render_page(results, "<svg></svg>")
 
 
 def test_names_from_outside_are_escaped(results: dict[str, Any]) -> None:
     results["data"] = "<script>alert(1)</script>"
-    assert "<script>alert" not in render_page(results, "<svg></svg>", "")
+    assert "<script>alert" not in render_page(results, "<svg></svg>")

@@ -1,5 +1,7 @@
 """The study: what it writes, how it goes on, what it refuses."""
 
+import dataclasses
+import io
 import json
 import shutil
 import statistics
@@ -10,12 +12,14 @@ import pytest
 from rich.console import Console
 
 import convnext
-from convnext.errors import DivergedError, UsageError
+from convnext.errors import DivergedError, RunError, UsageError
 from convnext.study import run as study_run
-from convnext.study.plan import make_plan
+from convnext.study.plan import Plan, make_plan
+from convnext.study.report import render_page
 from convnext.study.results import noise
 from convnext.study.run import run_study
-from convnext.study.table import follow
+from convnext.study.table import follow, table
+from tests.conftest import MakeFolder
 from tests.study.conftest import STEPS, small_plan
 
 
@@ -50,7 +54,7 @@ def test_costs_are_those_of_the_networks_that_are_trained(results: dict[str, Any
 
 
 def test_a_second_call_trains_nothing(study_folder: Path, results: dict[str, Any]) -> None:
-    updates = list(run_study(small_plan(study_folder), seeds=2))
+    updates = list(run_study(small_plan(study_folder, seeds=2)))
     assert all(update.progress is None for update in updates)
     again = updates[-1].results
     assert [step["top1"] for step in again["steps"]] == [step["top1"] for step in results["steps"]]
@@ -59,13 +63,13 @@ def test_a_second_call_trains_nothing(study_folder: Path, results: dict[str, Any
 
 def test_a_study_cut_off_in_a_training_goes_on(results: dict[str, Any], tmp_path: Path) -> None:
     plan = small_plan(tmp_path / "out")
-    for update in (updates := run_study(plan, seeds=2)):
+    for update in (updates := run_study(dataclasses.replace(plan, seeds=2))):
         if update.done == 1 and update.progress is not None and update.progress.step > 3:
             break
     updates.close()
     kept = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [len(step["top1"]) for step in kept["steps"]] == [1, 0, 0]
-    (*_, last) = run_study(plan, seeds=2)
+    (*_, last) = run_study(dataclasses.replace(plan, seeds=2))
     assert [step["top1"] for step in last.results["steps"]] == [step["top1"] for step in results["steps"]]
 
 
@@ -73,7 +77,7 @@ def test_other_steps_and_references_join_a_study(study_folder: Path, tmp_path: P
     folder = shutil.copytree(study_folder, tmp_path / "copy")
     plan = small_plan(folder, steps=["resnet"], references=[])
     assert [entry.key for entry in plan.entries] == ["resnet", *STEPS, "torchvision/resnet18"]
-    trained = {update.entry.key for update in run_study(plan, seeds=3) if update.entry}
+    trained = {update.entry.key for update in run_study(dataclasses.replace(plan, seeds=3)) if update.entry}
     assert trained == {"resnet"}
 
 
@@ -83,6 +87,10 @@ def test_other_steps_and_references_join_a_study(study_folder: Path, tmp_path: P
         ({"epochs": 2}, r"another study \(epochs is 1 there, 2 here\)"),
         ({"image_size": 48}, r"another study \(image_size is 32 there, 48 here\)"),
         ({"steps": ["kernel_8"]}, "unknown step 'kernel_8': did you mean kernel_"),
+        ({"references": ["resnet18"]}, "resnet18 is no reference: .*torchvision/resnet18 or timm/resnet18"),
+        ({"seeds": 0}, "seeds is 0, needs 1 or more"),
+        ({"minutes": -1.0}, "minutes is -1.0, needs 0 or more"),
+        ({"minutes": float("nan")}, "minutes is nan"),
         ({"references": ["torchvision/resnet19"]}, "unknown reference .*torchvision/resnet18"),
         ({"epochs": 0}, "epochs is 0, needs 1 or more"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
@@ -91,7 +99,7 @@ def test_other_steps_and_references_join_a_study(study_folder: Path, tmp_path: P
 def test_slips_change_nothing(study_folder: Path, change: dict[str, Any], message: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in study_folder.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=message):
-        list(run_study(small_plan(study_folder, **change), seeds=2))
+        list(run_study(small_plan(study_folder, **change)))
     assert {path: path.stat().st_mtime_ns for path in study_folder.rglob("*") if path.is_file()} == before
 
 
@@ -118,7 +126,7 @@ def test_a_reference_that_cannot_take_the_images_is_named() -> None:
 @pytest.mark.parametrize(("minutes", "seeds_made"), [(0.0, 2), (60.0, 3)])
 def test_the_time_limit_leaves_at_least_two_seeds(tmp_path: Path, minutes: float, seeds_made: int) -> None:
     plan = small_plan(tmp_path / "out", steps=["kernel_7"], references=[])
-    (*_, last) = run_study(plan, seeds=3, minutes=minutes)
+    (*_, last) = run_study(dataclasses.replace(plan, seeds=3, minutes=minutes))
     assert len(last.results["steps"][0]["top1"]) == seeds_made
 
 
@@ -132,7 +140,7 @@ def test_a_training_that_diverges_does_not_end_the_study(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(study_run, "training", diverge)
     plan = small_plan(tmp_path / "out", references=[])
-    (*_, last) = run_study(plan, seeds=1)
+    (*_, last) = run_study(dataclasses.replace(plan, seeds=1))
     assert [len(step["top1"]) for step in last.results["steps"]] == [1, 0, 1]
     assert last.results["warnings"] == ["kernel_7, seed 0: the loss is not finite"]
 
@@ -140,7 +148,7 @@ def test_a_training_that_diverges_does_not_end_the_study(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("regime", ["tiny", "base"])
 def test_without_training_the_papers_networks_are_counted(regime: str) -> None:
     plan = make_plan(regime=regime, train=False, steps=["resnet", "separate_downsampling"])
-    (*_, last) = run_study(plan, seeds=2, train=False)
+    (*_, last) = run_study(plan)
     results = last.results
     assert (results["num_classes"], results["image_size"]) == (1000, 224)
     gmacs = [round(step["macs"] / 1e9, 2) for step in results["steps"]]
@@ -151,34 +159,135 @@ def test_without_training_the_papers_networks_are_counted(regime: str) -> None:
     assert json.loads(json.dumps(results)) == results
 
 
-def steps_with(*top1: list[float]) -> list[dict[str, Any]]:
-    rows = []
-    for i, values in enumerate(top1):
-        std = statistics.stdev(values) if len(values) > 1 else None
-        row = {"key": str(i), "before": str(i - 1), "top1": values, "top1_std": std}
-        rows.append(row | {"top1_mean": statistics.fmean(values) if values else None})
-    return rows
+def row(key: str, top1: list[float], kept: bool = True) -> dict[str, Any]:
+    std = statistics.stdev(top1) if len(top1) > 1 else None
+    return {
+        "key": key,
+        "kept": kept,
+        "top1": top1,
+        "top1_mean": statistics.fmean(top1) if top1 else None,
+        "top1_std": std,
+    }
 
 
-def test_noise() -> None:
-    assert noise(steps_with([], [])) is None
-    single = noise(steps_with([90.0], [95.0]))
-    assert single == {"std": None, "confidence": 0.95, "compared": 1, "within": ["1"]}
-    # Pooled deviation 1 with 4 degrees of freedom: t = 2.776, least significant difference 2.776 * sqrt(2 / 3) = 2.27.
-    several = noise(steps_with([89.0, 90.0, 91.0], [91.2, 92.2, 93.2]))
-    assert several is not None
-    assert several["std"] == pytest.approx(1.0)
-    assert several["within"] == ["1"]
-    apart = noise(steps_with([89.0, 90.0, 91.0], [91.3, 92.3, 93.3]))
-    assert apart is not None
-    assert apart["within"] == []
+def comparisons(document: dict[str, Any] | None) -> list[tuple[str, str, bool]]:
+    assert document is not None
+    return [(pair["from"], pair["to"], pair["within"]) for pair in document["comparisons"]]
+
+
+def test_noise_needs_accuracies_and_two_seeds() -> None:
+    assert noise("micro", [row("resnet", [])], []) is None
+    single = noise("micro", [row("resnet", [90.0]), row("stage_ratio", [99.0])], [])
+    assert single is not None
+    assert single["std"] is None
+    assert comparisons(single) == [("resnet", "stage_ratio", True)]
+
+
+@pytest.mark.parametrize(("gap", "within"), [(2.26, True), (2.28, False)])
+def test_least_significant_difference(gap: float, within: bool) -> None:
+    """Pooled deviation 1 with 4 degrees of freedom: t = 2.776, so 2.776 * sqrt(2 / 3) = 2.267."""
+    steps = [row("resnet", [89.0, 90.0, 91.0]), row("stage_ratio", [89.0 + gap, 90.0 + gap, 91.0 + gap])]
+    document = noise("micro", steps, [])
+    assert document is not None
+    assert document["std"] == pytest.approx(1.0)
+    assert document["comparisons"][0]["threshold"] == pytest.approx(2.267, abs=1e-3)
+    assert comparisons(document) == [("resnet", "stage_ratio", within)]
+
+
+def test_what_is_compared() -> None:
+    """Each with the nearest trained step it goes back to, the last with the first, references with the last."""
+    steps = [row("resnet", [9.0, 8.0]), row("width", [9.0, 8.0]), row("kernel_5", [9.0, 8.0], kept=False)]
+    steps.append(row("layer_norm", [9.0, 8.0]))
+    pairs = [(a, b) for a, b, _ in comparisons(noise("micro", steps, [row("timm/vgg11", [9.0, 8.0])]))]
+    assert pairs == [
+        ("resnet", "width"),
+        ("width", "kernel_5"),
+        ("width", "layer_norm"),
+        ("resnet", "layer_norm"),
+        ("timm/vgg11", "layer_norm"),
+    ]
+
+
+def test_counting_does_not_wipe_a_trained_study(study_folder: Path, results: dict[str, Any], tmp_path: Path) -> None:
+    folder = shutil.copytree(study_folder, tmp_path / "copy")
+    (*_, last) = run_study(small_plan(folder, train=False))
+    assert [step["top1"] for step in last.results["steps"]] == [step["top1"] for step in results["steps"]]
+
+
+def test_other_images_under_the_same_name_are_another_study(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = make_folder({"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/dog": 2})
+
+    def plan() -> Plan:
+        options: dict[str, Any] = {"steps": ["kernel_7"], "epochs": 1, "image_size": 32, "seeds": 1}
+        return make_plan(regime="micro", data=str(data), out=tmp_path / "out", **options)
+
+    (*_, last) = run_study(plan())
+    assert last.results["num_classes"] == 2
+    (data / "train" / "emu").mkdir()
+    shutil.copy(data / "train" / "cat" / "0.jpg", data / "train" / "emu")
+    with pytest.raises(UsageError, match=r"another study \(images is '6 for training, 4 held out"):
+        plan()
+
+
+def test_unreadable_images_are_in_the_results(make_folder: MakeFolder, tmp_path: Path) -> None:
+    data = make_folder({"train/cat": 6, "train/dog": 6, "val/cat": 3, "val/dog": 3})
+    (data / "train" / "cat" / "2.jpg").write_text("no image")
+    options: dict[str, Any] = {"steps": ["gelu", "layer_norm"], "epochs": 2, "image_size": 32, "seeds": 1}
+    updates = list(run_study(make_plan(regime="micro", data=str(data), out=tmp_path / "out", **options)))
+    said = [warning for update in updates for warning in update.warnings]
+    assert len(said) == 1  # once, not in every epoch of every step
+    assert "cat/2.jpg" in said[0]
+    assert updates[-1].results["warnings"] == said
+    assert [step["unreadable"] for step in updates[-1].results["steps"]] == [1, 1]
+
+
+def test_odd_contents_of_the_folder(study_folder: Path, results: dict[str, Any], tmp_path: Path) -> None:
+    folder = shutil.copytree(study_folder, tmp_path / "copy")
+    (folder / "runs" / "kernel_7" / "seed-0.bak").mkdir()
+    (*_, last) = run_study(small_plan(folder))
+    assert last.results["steps"] == [
+        step | {"images_per_second": pytest.approx(0, abs=1e9)} for step in results["steps"]
+    ]
+    (folder / "study.json").write_text("[]")
+    with pytest.raises(RunError, match=r"study\.json, it holds no JSON object"):
+        small_plan(folder)
+    (folder / "study.json").write_text("{}")
+    with pytest.raises(UsageError, match="another study"):
+        small_plan(folder)
+
+
+def test_trainings_made_elsewhere_are_named(study_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(study_folder, tmp_path / "copy")
+    path = folder / "runs" / "kernel_7" / "seed-0" / "environment.json"
+    path.write_text(path.read_text().replace('"processor": "', '"processor": "Abacus '))
+    (*_, last) = run_study(small_plan(folder))
+    (warning,) = last.results["warnings"]
+    assert warning.startswith("some trainings were made elsewhere: Abacus")
+
+
+@pytest.mark.parametrize("name", ["timm/swin_tiny_patch4_window7_224", "timm/levit_128s"])
+def test_the_speed_of_references_with_index_buffers(name: str) -> None:
+    options: dict[str, Any] = {"steps": ["kernel_7"], "references": [name], "image_size": 224, "train": False}
+    (*_, last) = run_study(make_plan(regime="micro", **options))
+    assert last.results["references"][0]["images_per_second"] > 0
+
+
+def test_where_time_is_over_the_speed_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_run, "COST_SECONDS", -1)
+    plan = make_plan(regime="micro", train=False)
+    (first,) = run_study(plan)
+    assert [step["images_per_second"] for step in first.results["steps"]] == [None] * 16
+    assert "no time to measure the speed of resnet" in first.results["warnings"][0]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table(first.results))
+    assert "Within" not in render_page(first.results, "<svg></svg>")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown(tmp_path: Path, terminal: bool) -> None:
     with (tmp_path / "log").open("w") as file:
         console = Console(file=file, force_terminal=terminal, width=100)
-        follow(run_study(small_plan(tmp_path / "out", steps=["kernel_7"], references=[]), seeds=1), console)
+        follow(run_study(small_plan(tmp_path / "out", steps=["kernel_7"], references=[], seeds=1)), console)
     text = (tmp_path / "log").read_text()
     assert all(words in text for words in ("1 of 1", "kernel_7", "%"))
     assert ("img/s" in text) == terminal

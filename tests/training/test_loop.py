@@ -37,7 +37,15 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     run = train(TINY, tmp_path / "run")
-    names = ["best.safetensors", "classes.json", "environment.json", "last.pt", "metrics.jsonl", "recipe.json"]
+    names = [
+        "best.safetensors",
+        "classes.json",
+        "data.json",
+        "environment.json",
+        "last.pt",
+        "metrics.jsonl",
+        "recipe.json",
+    ]
     assert sorted(path.name for path in run.dir.iterdir() if not path.name.startswith(".")) == names
     assert json.loads((run.dir / "classes.json").read_text()) == [str(i) for i in range(10)]
     assert json.loads((run.dir / "recipe.json").read_text())["model"] == "roadmap_micro/kernel_7"
@@ -144,6 +152,28 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch:
     assert_equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
+def test_a_kill_between_checkpoint_and_log_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(TINY, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.RunFolder, "add_metrics", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, tmp_path / "cut")
+    run = train(TINY, tmp_path / "cut")
+    assert [metrics["top1"] for metrics in run.metrics] == [metrics["top1"] for metrics in whole.metrics]
+
+
+def test_the_learning_rate_is_that_of_the_batch_there_is(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, batch_size=100_000, epochs=1, warmup_epochs=0)
+    first = next(progress for progress in training(recipe, tmp_path) if progress.step == 1)
+    assert first.lr == pytest.approx(recipe.lr * 1437 / recipe.lr_batch_size)
+
+
+def test_batch_norm_refuses_batches_of_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has BatchNorm, which takes batches of 2 images or more: raise --batch-size"):
+        train(dataclasses.replace(TINY, batch_size=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_log_cut_off_in_the_writing_is_mended(tmp_path: Path) -> None:
     run = train(TINY, tmp_path)
     log = tmp_path / "metrics.jsonl"
@@ -169,7 +199,7 @@ def test_a_folder_of_images_is_trained_on(make_folder: MakeFolder, tmp_path: Pat
     run = train(folder_recipe(data, augment=augment), tmp_path / "run")
     assert run.metrics[0]["images"] == 4
     assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["cat", "dog"]
-    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    split = json.loads((tmp_path / "run" / "data.json").read_text())["split"]
     assert (len(split["train"]), len(split["val"])) == (16, 4)
 
 
@@ -177,7 +207,7 @@ def test_a_folder_that_changed_is_not_gone_on_with(make_folder: MakeFolder, tmp_
     data = make_folder({"cat": 6, "dog": 6})
     train(folder_recipe(data), tmp_path / "run")
     (data / "cat" / "0.jpg").rename(data / "cat" / "new.jpg")
-    with pytest.raises(UsageError, match="changed since"):
+    with pytest.raises(UsageError, match=r"another recipe \(images is"):
         train(folder_recipe(data), tmp_path / "run")
 
 
@@ -188,7 +218,7 @@ def test_unreadable_images_are_skipped_named_and_counted(make_folder: MakeFolder
     updates = list(training(folder_recipe(data), tmp_path / "run"))
     said = [warning for progress in updates for warning in progress.warnings]
     assert len(said) == 2
-    assert "skipped in training, cannot be read" in said[0]
+    assert "skipped, cannot be read" in said[0]
     assert "train/cat/3.jpg" in said[0]
     assert "val/dog/1.jpg" in said[1]
     (metrics,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -214,7 +244,10 @@ def test_nothing_readable_is_an_error(make_folder: MakeFolder, tmp_path: Path) -
             r"image size 24 is too small for convnext_atto \(needs at least 32\)",
         ),
         ({"device": "quantum"}, "device 'quantum' cannot be used here"),
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
         ({"data": "nowhere"}, "unknown data"),
+        ({"data": ""}, "no data: name digits"),
+        ({"val_fraction": 0.001}, "val_fraction is 0.001: both parts of the digits need"),
     ],
 )
 def test_slips_leave_no_folder(tmp_path: Path, change: dict[str, Any], message: str) -> None:

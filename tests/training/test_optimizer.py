@@ -23,7 +23,7 @@ def test_no_decay_on_biases_norms_layer_scale_and_grn() -> None:
 
 
 def test_adamw_has_the_recipes_values() -> None:
-    optimizer = adamw(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), Recipe(lr=0.5, batch_size=64, lr_batch_size=128))
+    optimizer = adamw(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), Recipe(), lr=0.25)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]
     assert optimizer.param_groups[0]["lr"] == 0.25

@@ -1,6 +1,8 @@
 """Batches: from labelled images to normalised tensors, in an order and a variation that the seed decides."""
 
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +87,11 @@ class Batches:
     def epoch(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one epoch."""
         self.indices.epoch = epoch
-        source = self.loader if self.loader is not None else self.from_memory()
+        if self.loader is None:
+            source = self.from_memory()
+        else:
+            with interrupts_blocked():  # Ctrl-C is for this process; the reading processes end with it
+                source = iter(self.loader)
         for step, batch in enumerate(source):
             seed_everything(self.seed, epoch, step, 1)
             yield batch._replace(images=self.erase(batch.images)) if len(batch.images) else batch
@@ -98,6 +104,19 @@ class Batches:
             seed_everything(self.seed, self.indices.epoch, step, 2)
             images = resize_batch(self.images.images[chosen].float() / 255, self.image_size)
             yield Batch(normalize(augment_batch(images, self.augment)), self.images.labels[chosen], [])
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back; processes that are started meanwhile never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class EpochIndices:

@@ -78,8 +78,13 @@ def files_by_class(folder: Path) -> dict[str, list[Path]]:
 
 def image_files(folder: Path) -> list[Path]:
     """Every image file below a folder, sorted."""
-    found = []
-    for directory, _, names in os.walk(folder, followlinks=True):
+    found, seen = [], set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
         found += [Path(directory, name) for name in names if name.lower().endswith(EXTENSIONS)]
     return sorted(found)
 

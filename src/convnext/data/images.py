@@ -1,9 +1,11 @@
 """Labelled images, in memory or in files, and the data sets made of them."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from convnext.errors import ConvNeXtError
@@ -48,9 +50,24 @@ class FileImages:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB"), self.labels[index]
+                return to_rgb(ImageOps.exif_transpose(image)), self.labels[index]
         except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UnreadableImageError(f"{path}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any kind in 8-bit RGB.
+
+    Raises:
+        ValueError: its values have no fixed range.
+    """
+    if image.mode == "F":
+        raise ValueError("values without a fixed range (floating point): save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -72,3 +89,13 @@ class ImageData:
     val: MemoryImages | FileImages
     split: dict[str, list[str]] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this data from the same name with other images: counts, and a digest of classes and files."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        for part in (self.train, self.val):
+            if isinstance(part, FileImages):
+                files = zip(part.paths, part.labels, strict=True)
+                digest.update("\n".join(f"{path.name} {label}" for path, label in files).encode())
+        return f"{len(self.train)} for training, {len(self.val)} held out, {digest.hexdigest()[:12]}"

@@ -1,5 +1,6 @@
 """Data sets by name: ``digits``, ``cifar10``, ``cifar100``, ``imagenet:PATH``, or a folder of images."""
 
+import math
 import os
 import pickle
 from pathlib import Path
@@ -28,6 +29,8 @@ def load_data(name: str, *, val_fraction: float = 0.2, seed: int = 0) -> ImageDa
         UsageError: there is no such data, or it is no data to train on; the message says what is missing.
         RunError: it could not be downloaded.
     """
+    if not name:
+        raise UsageError(f"no data: name {', '.join(NAMES)}, imagenet:PATH or the path of a folder of images")
     if name == "digits":
         return load_digits(val_fraction, seed)
     if name in ("cifar10", "cifar100"):
@@ -49,7 +52,10 @@ def load_digits(val_fraction: float, seed: int) -> ImageData:
     pixels, labels = sklearn_digits(return_X_y=True)  # (1797, 64), 0 to 16
     grey = torch.from_numpy((pixels.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8))
     images = grey.expand(-1, 3, -1, -1)
-    train, val = train_test_split(np.arange(len(labels)), test_size=val_fraction, random_state=seed, stratify=labels)
+    held_out = math.ceil(val_fraction * len(labels))
+    if not 10 <= held_out <= len(labels) - 10:
+        raise UsageError(f"val_fraction is {val_fraction}: both parts of the digits need an image of each class")
+    train, val = train_test_split(np.arange(len(labels)), test_size=held_out, random_state=seed, stratify=labels)
     parts = [MemoryImages(images[part], torch.from_numpy(labels[part]).long()) for part in (train, val)]
     return ImageData("digits", tuple(str(digit) for digit in range(10)), train=parts[0], val=parts[1])
 

@@ -35,7 +35,8 @@ def create_model(name: str | Design, **options: Any) -> nn.Module:
         name: a name of :func:`list_models`, such as ``convnext_tiny``, ``roadmap_tiny/patchify_stem`` or
             ``torchvision/swin_t``; or a :class:`Design`.
         options: ``num_classes`` (1000; 0 for features), ``in_channels`` (3), ``drop_path``, ``layer_scale``,
-            ``kernel_size``, ``stem_stride`` (4, 2 or 1), ``head_init_scale``. Steps of the roadmap take every field of
+            ``kernel_size``, ``stem_stride`` (4, 2 or 1), ``head_init_scale``, and for the family ``grn``
+            (V2's response norm). Steps of the roadmap take every field of
             :class:`Design` as well. References take what :func:`create_reference` says.
 
     Returns:

@@ -200,12 +200,16 @@ def patchify(in_channels: int, width: int, stride: int, bias: bool = True) -> nn
 
 
 def check_image_size(x: Tensor, smallest: int) -> None:
-    """Refuse images (N, C, H, W) that the strides would reduce to nothing."""
+    """Refuse what is no batch of images (N, C, H, W), and images that the strides would reduce to nothing."""
+    if x.ndim != 4:
+        raise UsageError(
+            f"a batch of images (N, C, H, W) is needed, {tuple(x.shape)} arrived: image[None] for a single one"
+        )
     height, width = x.shape[-2:]
     if min(height, width) < smallest:
         raise UsageError(
             f"image size {height}x{width} is too small for this network (needs at least {smallest}x{smallest}): "
-            f"resize the images (--image-size {smallest} or more), or build it with a smaller stem_stride (2 or 1)"
+            f"resize the images (--image-size {smallest} or more)"
         )
 
 

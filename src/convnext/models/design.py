@@ -52,7 +52,7 @@ class Design:
         downsampling: ``in_block`` (the spatial convolution of a stage's first block strides, a 1x1 convolution adapts
             the shortcut) or ``separate`` (a 2x2/2 convolution between the stages; no shortcut is adapted).
         stage_norms: with separate downsampling, a norm behind a patchify stem, before each downsampling convolution
-            and behind the final pooling. The paper reports that training diverges without.
+            and behind the final pooling, all of the design's kind. The paper reports that training diverges without.
 
     Raises:
         UsageError: a value is unknown, or two choices clash; the message names both.
@@ -76,12 +76,17 @@ class Design:
     stage_norms: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))  # a list, where a design comes from JSON
+        if isinstance(self.depths, list):  # from JSON
+            object.__setattr__(self, "depths", tuple(self.depths))
         for name, hint in get_type_hints(Design).items():
             value, allowed = getattr(self, name), get_args(hint)
+            kind = type(allowed[0]) if get_origin(hint) is Literal else hint
+            if kind in (int, bool, str) and type(value) is not kind:
+                raise UsageError(f"{name} is {value!r}, needs a value of type {kind.__name__}")
             if get_origin(hint) is Literal and value not in allowed:
                 raise UsageError(f"{name} is {value!r}, needs one of {', '.join(map(repr, allowed))}")
-        if len(self.depths) != 4 or min(self.depths) < 1:
+        stages = self.depths if isinstance(self.depths, tuple) else ()
+        if len(stages) != 4 or not all(type(depth) is int and depth > 0 for depth in stages):
             raise UsageError(f"depths is {self.depths}, needs the blocks of four stages, 1 or more each")
         check_kernel_size(self.kernel_size)
         if min(self.width, self.expansion) < 1:

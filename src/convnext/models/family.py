@@ -1,14 +1,12 @@
-"""The networks as a table of costs."""
+"""What the networks cost, by name."""
 
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from convnext.errors import unknown_name
 from convnext.models import create_model, list_models
 from convnext.models.cost import cost
-from convnext.quantities import quantity
 
 
 def family(pattern: str = "*", image_size: int = 224) -> list[dict[str, Any]]:
@@ -40,14 +38,3 @@ def family(pattern: str = "*", image_size: int = 224) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def family_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of :func:`family` for a terminal."""
-    table = Table(title=f"one image of {rows[0]['image_size']} px, 1000 classes")
-    table.add_column("model")
-    for name in ("params", "MACs", "activations"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row["name"], *(quantity(row[name]) for name in ("params", "macs", "activations")))
-    return table

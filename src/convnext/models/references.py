@@ -34,8 +34,11 @@ def create_reference(name: str, **options: Any) -> nn.Module:
 
     Args:
         name: ``torchvision/NAME`` or ``timm/NAME``.
-        options: ``num_classes``; ``image_size``, which only networks that are built for one size take notice of; for
-            timm also ``in_channels`` and ``drop_path``.
+        options: ``num_classes`` (0 for features: timm only); ``image_size``, which only networks that are built for one
+            size take notice of; for timm also ``in_channels`` and ``drop_path``.
+
+    Returns:
+        The library's own module: logits for images, but no ``forward_features`` in this package's sense.
 
     Raises:
         UsageError: the name is unknown, or this network has no such option.
@@ -49,24 +52,31 @@ def create_reference(name: str, **options: Any) -> nn.Module:
         if option not in allowed:
             raise UsageError(f"{name} takes no option {option}: choose among {', '.join(allowed)}")
     image_size = options.pop("image_size", None)
-    return create_timm(network, image_size, options) if library == "timm" else create_tv(network, image_size, options)
+    create = create_timm if library == "timm" else create_torchvision
+    try:
+        return create(network, image_size, options)
+    except (TypeError, ValueError, AssertionError) as error:  # the builders differ in what they take
+        asked = ", ".join(f"{option}={value}" for option, value in (options | {"image_size": image_size}).items())
+        raise UsageError(f"{name} cannot be built with {asked}: {error or type(error).__name__}") from error
 
 
 def create_timm(network: str, image_size: int | None, options: dict[str, Any]) -> nn.Module:
+    """A network by timm's builder."""
     import timm
 
     arguments = {TIMM_OPTIONS[option]: value for option, value in options.items()}
     published = timm.get_pretrained_cfg(network)
     if image_size is not None and published is not None and published.fixed_input_size:
         arguments["img_size"] = image_size
-    try:
-        return timm.create_model(network, **arguments)
-    except TypeError as error:  # timm's constructors differ in what they take
-        raise UsageError(f"timm/{network} cannot be built with {', '.join(arguments)}: {error}") from error
+    return timm.create_model(network, **arguments)
 
 
-def create_tv(network: str, image_size: int | None, arguments: dict[str, Any]) -> nn.Module:
+def create_torchvision(network: str, image_size: int | None, arguments: dict[str, Any]) -> nn.Module:
+    """A network by torchvision's builder."""
     import torchvision
+
+    if arguments.get("num_classes") == 0:
+        raise ValueError("it has no form without a classifier; timm's networks have")
 
     builder = torchvision.models.get_model_builder(network)
     constructor = inspect.signature(inspect.signature(builder).return_annotation.__init__).parameters

@@ -102,7 +102,7 @@ def draw_paper(axes: Axes, results: dict[str, Any]) -> None:
         axes.errorbar(paper["top1"], i, xerr=paper["top1_std"], color=PAPER, capsize=3, linewidth=1)
         axes.plot(paper["top1"], i, "D", color=PAPER, markerfacecolor=PAPER if step["kept"] else "white", markersize=5)
         text = axes.annotate(
-            f"{paper['top1']:.1f}", (paper["top1"], i), (9, 0), textcoords="offset points", va="center"
+            f"{paper['top1']:.2f}", (paper["top1"], i), (9, 0), textcoords="offset points", va="center"
         )
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     for name, line in zip(results["paper_references"], (":", "--"), strict=True):
@@ -110,7 +110,7 @@ def draw_paper(axes: Axes, results: dict[str, Any]) -> None:
             name["top1"], color=REFERENCE, linestyle=line, linewidth=1, label=f"{name['name']} {name['top1']:.2f}"
         )
     values = [step["paper"]["top1"] for step in results["steps"]] + [row["top1"] for row in results["paper_references"]]
-    axes.set_xlim(min(values) - 0.5, max(values) + 1.5)
+    axes.set_xlim(min(values) - 0.5, max(values) + 1.9)
     axes.set_xlabel("ImageNet-1K top-1 accuracy, %")
     axes.set_title(f"the paper's, {network} regime, 224 px", fontsize=9, color=PAPER)
 

@@ -1,6 +1,8 @@
 """What a study of the roadmap is asked to do, checked before anything runs or is written."""
 
 import dataclasses
+import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from convnext.data import load_data
 from convnext.errors import ConvNeXtError, UsageError, unknown_name
 from convnext.files import is_vacant, read_json, write_json
-from convnext.models import roadmap
+from convnext.models import is_reference, roadmap
 from convnext.models.cost import Cost, cost
 from convnext.models.roadmap import Step
 from convnext.training.loop import build
@@ -46,7 +48,12 @@ class Plan:
         asked: keys of the entries that this call asks for.
         recipe: the one recipe of every training; each sets its own model and seed.
         num_classes: of the data.
+        images: the data's fingerprint; None where there is no data.
+        notes: what should be known about the data.
         folder: where everything is written; None for nowhere.
+        seeds: trainings of each network.
+        minutes: begin no further round of seeds that would end later than this; None for no limit.
+        train: False counts and measures only.
     """
 
     regime: str
@@ -54,7 +61,12 @@ class Plan:
     asked: frozenset[str]
     recipe: Recipe
     num_classes: int
+    images: str | None
+    notes: tuple[str, ...]
     folder: Path | None
+    seeds: int
+    minutes: float | None
+    train: bool
 
     def recipe_of(self, entry: Entry, seed: int) -> Recipe:
         """The recipe of one training."""
@@ -66,10 +78,15 @@ class Plan:
         return self.folder / "runs" / entry.key.replace("/", "-") / f"seed-{seed}"
 
     @property
+    def shared_recipe(self) -> dict[str, Any]:
+        """What all trainings have in common."""
+        return {name: value for name, value in self.recipe.to_dict().items() if name not in ("model", "seed")}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What makes another call go on with this study rather than be refused."""
-        recipe = {name: value for name, value in self.recipe.identity.items() if name not in ("model", "seed")}
-        return {"regime": self.regime, **recipe}
+        recipe = {name: value for name, value in self.recipe.identity.items() if name in self.shared_recipe}
+        return {"regime": self.regime, "images": self.images, **recipe}
 
     def record(self) -> None:
         """Write down whose folder this is, for the next call."""
@@ -77,6 +94,22 @@ class Plan:
         steps = [entry.key for entry in self.entries if entry.step]
         references = [entry.key for entry in self.entries if not entry.step]
         write_json(self.folder / "study.json", {"identity": self.identity, "steps": steps, "references": references})
+
+    @property
+    def command(self) -> str:
+        """The call that makes this study, with all that its folder holds."""
+        words = ["convnext", "roadmap", "--regime", self.regime]
+        if self.recipe.data != IMAGENET_SHAPE:
+            words += ["--data", self.recipe.data]
+        steps = [entry.key for entry in self.entries if entry.step]
+        if len(steps) < len(roadmap(self.regime)):
+            words += ["--steps", ",".join(steps)]
+        references = [entry.key for entry in self.entries if not entry.step]
+        if references:
+            words += ["--references", ",".join(references)]
+        words += ["--epochs", str(self.recipe.epochs), "--seeds", str(self.seeds)] if self.train else ["--no-train"]
+        words += ["--image-size", str(self.recipe.image_size)]
+        return shlex.join(words + (["--out", str(self.folder)] if self.folder else []))
 
 
 def make_plan(
@@ -87,6 +120,8 @@ def make_plan(
     references: Sequence[str] = (),
     epochs: int | None = None,
     image_size: int | None = None,
+    seeds: int = 2,
+    minutes: float | None = None,
     device: str = "auto",
     train: bool = True,
     out: Path | None = None,
@@ -101,27 +136,38 @@ def make_plan(
         references: names such as ``torchvision/resnet18``.
         epochs: in place of the recipe's.
         image_size: in place of the recipe's.
+        seeds: trainings of each network.
+        minutes: see :class:`Plan`.
         device: as in a recipe.
         train: whether anything will be trained.
         out: the folder; by default ``runs/roadmap-REGIME-DATA``, or none without training. What earlier calls did
             there is reported as well.
 
     Raises:
-        UsageError: an unknown regime, step, reference or data; images too small for a network; or a folder that belongs
-            to another study.
+        UsageError: an unknown regime, step, reference or data; a value out of range; images too small for a network; or
+            a folder that belongs to another study.
     """
+    if seeds < 1:
+        raise UsageError(f"seeds is {seeds}, needs 1 or more")
+    if minutes is not None and not 0 <= minutes < math.inf:
+        raise UsageError(f"minutes is {minutes}, needs 0 or more")
     choose_device(device)
     path = roadmap(regime)
     keys = [step.key for step in path]
     for key in steps:
         if key not in keys:
             raise unknown_name("step", key, keys)
+    for name in references:
+        if not is_reference(name):
+            raise UsageError(f"{name} is no reference: name its library as well, torchvision/{name} or timm/{name}")
+    images, notes = None, ()
     if data is None and not train and regime != "micro":
         recipe, num_classes = recipe_for("imagenet:"), 1000
         recipe = dataclasses.replace(recipe, data=IMAGENET_SHAPE)
     else:
-        recipe = recipe_for(data or "digits")
-        num_classes = len(load_data(recipe.data, val_fraction=recipe.val_fraction).classes)
+        recipe = recipe_for("digits" if data is None else data)
+        loaded = load_data(recipe.data, val_fraction=recipe.val_fraction)
+        num_classes, images, notes = len(loaded.classes), loaded.fingerprint, loaded.notes
     change: dict[str, Any] = {"epochs": epochs, "image_size": image_size}
     change = {name: value for name, value in change.items() if value is not None}
     recipe = dataclasses.replace(recipe, model="", seed=0, stem_stride=None, device=device, **change)
@@ -130,7 +176,7 @@ def make_plan(
         folder = Path("runs") / f"roadmap-{regime}-{data_name(recipe.data)}"
 
     asked = frozenset([*(steps or keys), *references])
-    plan = Plan(regime, (), asked, recipe, num_classes, folder)
+    plan = Plan(regime, (), asked, recipe, num_classes, images, notes, folder, seeds, minutes, train)
     earlier = read_study(plan)
     shown = asked.union(earlier.get("steps", ()))
     names = [(f"roadmap_{regime}/{step.key}", step) for step in path if step.key in shown]
@@ -152,8 +198,9 @@ def read_study(plan: Plan) -> dict[str, Any]:
             raise UsageError(f"{plan.folder} is there already and holds no study: choose another with --out")
         return {}
     study = read_json(path)
+    identity = study.get("identity") or {}
     for name, value in plan.identity.items():
-        there = study["identity"].get(name)
+        there = identity.get(name)
         if there != value:
             raise UsageError(
                 f"{plan.folder} belongs to another study ({name} is {there!r} there, {value!r} here): choose another "

@@ -11,24 +11,23 @@ from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.figure import draw, render
 
 
-def write_report(results: dict[str, Any], folder: Path, command: str) -> Path:
+def write_report(results: dict[str, Any], folder: Path) -> Path:
     """Write ``roadmap.png``, ``roadmap.svg`` and ``report.html``; returns the page's path.
 
     Args:
         results: the document of :func:`convnext.study.results.collect`.
         folder: where to.
-        command: what to call to run the study again.
     """
     figure = draw(results)
     svg = render(figure, "svg")
     write_atomically(folder / "roadmap.png", render(figure, "png"))
     write_atomically(folder / "roadmap.svg", svg)
     page = folder / "report.html"
-    write_atomically(page, render_page(results, svg.decode(), command))
+    write_atomically(page, render_page(results, svg.decode()))
     return page
 
 
-def render_page(results: dict[str, Any], svg: str, command: str) -> str:
+def render_page(results: dict[str, Any], svg: str) -> str:
     """The page: table, figure, what each change is, how to run it again, and what the noise allows to say."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"quantity": quantity, "duration": duration, "per_second": per_second, "spread": spread}
@@ -37,7 +36,6 @@ def render_page(results: dict[str, Any], svg: str, command: str) -> str:
     return template.render(
         results=results,
         svg=svg[svg.index("<svg") :],  # without the XML declaration, which HTML does not know
-        command=command,
         trained=any(row["top1"] for row in rows),
         seeds=max((len(row["top1"] or ()) for row in rows), default=0),
         titles={step["key"]: step["title"] for step in results["steps"]},

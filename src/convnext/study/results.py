@@ -1,11 +1,14 @@
 """`results.json`: what a study counted, measured and trained, and which differences lie within the noise."""
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from convnext.environment import environment
+from convnext.files import read_json
+from convnext.models import roadmap
 from convnext.models.roadmap import PAPER_REFERENCES
 from convnext.study.plan import Entry, Plan
 from convnext.training.run import read_run
@@ -13,33 +16,36 @@ from convnext.training.run import read_run
 CONFIDENCE = 0.95
 
 
-def collect(plan: Plan, speed: dict[str, Any], warnings: Sequence[str] = (), trained: bool = True) -> dict[str, Any]:
+def collect(plan: Plan, speed: dict[str, Any], warnings: Sequence[str] = ()) -> dict[str, Any]:
     """The results document of a study as it stands.
 
     Args:
-        plan: the study; finished trainings are read from its folder.
+        plan: the study; finished trainings are read from its folder. The trained fields are null where there are none
+            and none were asked for.
         speed: ``images_per_second`` by entry, and how it was measured.
         warnings: what went wrong on the way.
-        trained: False leaves the trained fields null.
     """
+    trained = plan.train or any(finished_seeds(plan, entry) for entry in plan.entries)
     rows = [entry_document(plan, entry, speed["images_per_second"].get(entry.key), trained) for entry in plan.entries]
     steps = [row for row, entry in zip(rows, plan.entries, strict=True) if entry.step]
+    references = [row for row, entry in zip(rows, plan.entries, strict=True) if not entry.step]
     return {
         "regime": plan.regime,
         "data": plan.recipe.data,
         "image_size": plan.recipe.image_size,
         "num_classes": plan.num_classes,
-        "recipe": plan.recipe.to_dict() if trained else None,
+        "recipe": plan.shared_recipe if trained else None,
         "environment": environment(),
-        "speed": {name: value for name, value in speed.items() if name != "images_per_second"},
+        "speed": {name: speed[name] for name in ("batch", "device", "precision")},
         "steps": steps,
-        "references": [row for row, entry in zip(rows, plan.entries, strict=True) if not entry.step],
+        "references": references,
         "paper_references": [
             {"name": name, "top1": top1, "gmacs": gmacs}
             for name, (top1, gmacs) in PAPER_REFERENCES[plan.regime].items()
         ],
-        "noise": noise(steps),
-        "warnings": list(warnings),
+        "noise": noise(plan.regime, steps, references) if trained else None,
+        "warnings": [*warnings, *other_machines(plan)],
+        "command": plan.command,
     }
 
 
@@ -57,21 +63,27 @@ def entry_document(plan: Plan, entry: Entry, images_per_second: float | None, tr
             "design": dataclasses.asdict(step.design) | {"depths": list(step.design.depths)},
         }
     document |= dataclasses.asdict(entry.cost) | {"images_per_second": images_per_second}
-    document |= accuracy(plan, entry) if trained else dict.fromkeys(("top1", "top1_mean", "top1_std", "train_seconds"))
+    document |= accuracy(plan, entry) if trained else dict.fromkeys(TRAINED_FIELDS)
     if entry.step:
         document["paper"] = dataclasses.asdict(entry.step.paper)
     return document
 
 
+TRAINED_FIELDS = ("seeds", "top1", "top1_mean", "top1_std", "train_seconds", "unreadable")
+
+
 def accuracy(plan: Plan, entry: Entry) -> dict[str, Any]:
     """Held-out accuracy (%) after the last epoch of each finished training, in the order of the seeds."""
-    runs = [read_run(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)) for seed in finished_seeds(plan, entry)]
+    seeds = finished_seeds(plan, entry)
+    runs = [read_run(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)) for seed in seeds]
     top1 = [run.metrics[-1]["top1"] for run in runs]
     return {
+        "seeds": seeds,
         "top1": top1,
         "top1_mean": statistics.fmean(top1) if top1 else None,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "train_seconds": statistics.fmean(run.seconds for run in runs) if runs else None,
+        "unreadable": max((run.metrics[-1]["unreadable"] for run in runs), default=0),
     }
 
 
@@ -79,8 +91,8 @@ def finished_seeds(plan: Plan, entry: Entry) -> list[int]:
     """The seeds whose training in the plan's folder is finished."""
     if plan.folder is None:
         return []
-    parent = plan.run_folder(entry, 0).parent
-    seeds = sorted(int(path.name.removeprefix("seed-")) for path in parent.glob("seed-*"))
+    names = [path.name for path in plan.run_folder(entry, 0).parent.glob("seed-*")]
+    seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch(r"seed-\d+", name))
     return [seed for seed in seeds if is_finished(plan, entry, seed)]
 
 
@@ -90,32 +102,60 @@ def is_finished(plan: Plan, entry: Entry, seed: int) -> bool:
     return len(run.metrics) >= plan.recipe.epochs
 
 
-def noise(steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Which changes cannot be told from the noise of the seeds; None before there are accuracies.
+def other_machines(plan: Plan) -> list[str]:
+    """A warning where finished trainings were made with another machine or other versions than this call's."""
+    here, others = environment(), set()
+    for entry in plan.entries:
+        for seed in finished_seeds(plan, entry):
+            there = read_json(plan.run_folder(entry, seed) / "environment.json")
+            if any(there.get(name) != here[name] for name in ("processor", "gpu", "versions")):
+                versions = there.get("versions") or {}
+                others.add(f"{there.get('gpu') or there.get('processor')}, torch {versions.get('torch')}")
+    return [f"some trainings were made elsewhere: {other}" for other in sorted(others)]
 
-    The deviation is pooled over the steps, since a few seeds say little for a single one. A change counts as real when
-    it exceeds the least significant difference, ``t * deviation * sqrt(1/n + 1/m)``, at 95 % confidence.
+
+def noise(regime: str, steps: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Which differences can be told from the noise of the seeds; None before there are accuracies.
+
+    Each trained step is compared with the nearest trained one that it goes back to, the last with the first, and each
+    reference with the last. The deviation is pooled over all networks, since a few seeds say little for a single one. A
+    difference counts as real, taken by itself, when it exceeds the least significant difference
+    ``t * deviation * sqrt(1/n + 1/m)`` at 95 % confidence. With one seed each nothing can be told, and ``std`` is None.
     """
-    trained = {step["key"]: step for step in steps if step["top1"]}
+    trained = {row["key"]: row for row in [*steps, *references] if row["top1"]}
     if not trained:
         return None
-    freedom = sum(len(step["top1"]) - 1 for step in trained.values())
-    pairs = [(trained[step["before"]], step) for step in trained.values() if step["before"] in trained]
-    if freedom == 0:
-        return {
-            "std": None,
-            "confidence": CONFIDENCE,
-            "compared": len(pairs),
-            "within": [step["key"] for _, step in pairs],
-        }
-    from scipy.stats import t
+    path = [step["key"] for step in steps if step["kept"] and step["key"] in trained]
+    pairs = [(ancestor(regime, key, trained), key) for key in trained if "/" not in key]
+    pairs = [(before, key) for before, key in pairs if before is not None]
+    if len(path) > 2:
+        pairs.append((path[0], path[-1]))
+    if path:
+        pairs += [(row["key"], path[-1]) for row in references if row["key"] in trained]
+    freedom = sum(len(row["top1"]) - 1 for row in trained.values())
+    squares = sum((len(row["top1"]) - 1) * row["top1_std"] ** 2 for row in trained.values() if row["top1_std"])
+    std = (squares / freedom) ** 0.5 if freedom else None
+    comparisons = []
+    for before, key in pairs:
+        first, second = trained[before], trained[key]
+        threshold = None
+        if std is not None:
+            from scipy.stats import t
 
-    squares = sum((len(step["top1"]) - 1) * step["top1_std"] ** 2 for step in trained.values() if step["top1_std"])
-    std = (squares / freedom) ** 0.5
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, freedom))
-    within = []
-    for before, step in pairs:
-        threshold = quantile * std * (1 / len(before["top1"]) + 1 / len(step["top1"])) ** 0.5
-        if abs(step["top1_mean"] - before["top1_mean"]) <= threshold:
-            within.append(step["key"])
-    return {"std": std, "confidence": CONFIDENCE, "compared": len(pairs), "within": within}
+            quantile = float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+            threshold = quantile * std * (1 / len(first["top1"]) + 1 / len(second["top1"])) ** 0.5
+        difference = second["top1_mean"] - first["top1_mean"]
+        within = threshold is None or abs(difference) <= threshold
+        comparisons.append(
+            {"from": before, "to": key, "difference": difference, "threshold": threshold, "within": within}
+        )
+    return {"std": std, "confidence": CONFIDENCE, "comparisons": comparisons}
+
+
+def ancestor(regime: str, key: str, trained: dict[str, Any]) -> str | None:
+    """The nearest trained step that a step goes back to."""
+    before = {step.key: step.before for step in roadmap(regime)}
+    name = before[key]
+    while name is not None and name not in trained:
+        name = before[name]
+    return name

@@ -1,5 +1,6 @@
 """Run a study: measure every network, train every seed that is not done yet, and report."""
 
+import math
 import time
 from collections.abc import Generator
 from contextlib import nullcontext
@@ -8,16 +9,18 @@ from typing import Any
 
 import torch
 
-from convnext.errors import DivergedError
+from convnext.errors import DivergedError, RunError
 from convnext.files import locked, write_json
 from convnext.models.cost import images_per_second
 from convnext.study.plan import Entry, Plan
 from convnext.study.results import collect, finished_seeds
 from convnext.training.loop import Progress, build, training
 from convnext.training.machine import choose_device
+from convnext.training.run import read_run
 
 MACS_A_BATCH = {"cpu": 4e9, "gpu": 1e12}  # the speed of inference is measured on batches of about this much work
 LARGEST_BATCH = 64
+COST_SECONDS = 9  # for measuring without training: the whole call takes 20 s at most
 LEAST_SEEDS = 2  # trained whatever the time limit: one seed says nothing about noise
 
 
@@ -33,8 +36,9 @@ class Update:
         entry: the network in training, or whose training has just ended; None before the first.
         seed: of that training.
         progress: of that training; None when it has just ended.
+        top1: of the training that has just ended, in %; None if it failed.
         seconds_left: for all trainings at this call's pace, at most what the time limit leaves; None at first.
-        warning: what should be said aloud.
+        warnings: what should be said aloud, new since the update before.
     """
 
     results: dict[str, Any]
@@ -44,64 +48,71 @@ class Update:
     entry: Entry | None = None
     seed: int = 0
     progress: Progress | None = None
+    top1: float | None = None
     seconds_left: float | None = None
-    warning: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def run_study(
-    plan: Plan, *, seeds: int, minutes: float | None = None, train: bool = True
-) -> Generator[Update, None, None]:
+def run_study(plan: Plan) -> Generator[Update, None, None]:
     """Run a plan seed by seed, all networks with the first seed before any with the second.
 
     Finished trainings are kept, one that was killed goes on after its last epoch. ``results.json`` is written whenever
-    a training ends.
-
-    Args:
-        plan: the study.
-        seeds: trainings of each network.
-        minutes: begin no further round of seeds that would end later than this; two rounds are made in any case.
-        train: False counts and measures only.
+    a training ends. A time limit ends the study after a round of seeds, though not before the second.
     """
     start = time.monotonic()
     with locked(plan.folder) if plan.folder else nullcontext():
         if plan.folder:
             plan.record()
-        speed = measure_speed(plan, seconds=0.1, rounds=3) if train else measure_speed(plan, seconds=0, rounds=1)
-        warnings: list[str] = []
-        asked = [entry for entry in plan.entries if entry.key in plan.asked] if train else []
-        update = Update(collect(plan, speed, trained=train), 0, len(asked) * seeds, limited=minutes is not None)
-        save(plan, update.results)
+        speed = measure_speed(plan)
+        warnings = list(plan.notes)
+        if speed["unmeasured"]:
+            warnings.append(f"no time to measure the speed of {', '.join(speed['unmeasured'])}: the machine is busy")
+        asked = [entry for entry in plan.entries if entry.key in plan.asked] if plan.train else []
+        results = collect(plan, speed, warnings)
+        save(plan, results)
+        update = Update(results, 0, len(asked) * plan.seeds, limited=plan.minutes is not None, warnings=tuple(warnings))
         yield update
 
         trained = 0  # in this call
         training_start = time.monotonic()
-        for seed in range(seeds):
+        for seed in range(plan.seeds):
             round_start = time.monotonic()
             for entry in asked:
-                update = replace(update, entry=entry, seed=seed, warning=None)
+                update = replace(update, entry=entry, seed=seed, warnings=())
                 if seed in finished_seeds(plan, entry):
                     update = replace(update, done=update.done + 1)
                     continue
+                new: tuple[str, ...] = ()
                 try:
                     for progress in training(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)):
                         elapsed, part = time.monotonic() - training_start, trained + progress.fraction
                         left = elapsed * (update.total - update.done - progress.fraction) / part if part else None
-                        if minutes is not None and left is not None and seed >= LEAST_SEEDS - 1:
-                            left = min(left, max(0.0, start + 60 * minutes - time.monotonic()))
-                        said = "; ".join(progress.warnings) or None
-                        update = replace(update, progress=progress, seconds_left=left, warning=said)
+                        if plan.minutes is not None and left is not None and seed >= LEAST_SEEDS - 1:
+                            left = min(left, max(0.0, start + 60 * plan.minutes - time.monotonic()))
+                        new = tuple(warning for warning in progress.warnings if warning not in warnings)
+                        warnings += new
+                        update = replace(update, progress=progress, seconds_left=left, warnings=new)
                         yield update
-                    said = None
+                    new = ()
                 except DivergedError as error:
-                    said = f"{entry.key}, seed {seed}: {error}"
-                    warnings.append(said)
+                    new = (f"{entry.key}, seed {seed}: {error}",)
+                    warnings += new
                 trained += 1
                 results = collect(plan, speed, warnings)
                 save(plan, results)
-                update = replace(update, results=results, done=update.done + 1, progress=None, warning=said)
+                run = read_run(plan.recipe_of(entry, seed), plan.run_folder(entry, seed))
+                top1 = None if new else run.metrics[-1]["top1"]
+                update = replace(
+                    update,
+                    results=results,
+                    done=update.done + 1,
+                    progress=None,
+                    top1=top1,
+                    warnings=new,
+                )
                 yield update
             now = time.monotonic()
-            late = minutes is not None and now - start + (now - round_start) > 60 * minutes
+            late = plan.minutes is not None and now - start + (now - round_start) > 60 * plan.minutes
             if late and seed + 1 >= LEAST_SEEDS:
                 break
 
@@ -112,13 +123,19 @@ def save(plan: Plan, results: dict[str, Any]) -> None:
         write_json(plan.folder / "results.json", results)
 
 
-def measure_speed(plan: Plan, seconds: float, rounds: int) -> dict[str, Any]:
+def measure_speed(plan: Plan) -> dict[str, Any]:
     """Images per second of every network at inference: the best of some rounds over all of them, on one batch.
 
-    In each round every network runs for ``seconds`` after a warm-up pass, so that a slow moment of the machine does not
-    fall on one network alone. The batch is about as large as keeps a step's pass short. Weights are zero: the
-    arithmetic is the same, and drawing them would take longer than the measurement.
+    In each round every network runs for a moment after a warm-up pass, so that a slow moment of the machine does not
+    fall on one network alone; without training there is one round, which ends when its time is over. The batch is about
+    as large as keeps a step's pass short. Weights are zero: the arithmetic is the same, and drawing them would take
+    longer than the measurement.
+
+    Raises:
+        RunError: a network cannot run.
     """
+    rounds, seconds = (3, 0.1) if plan.train else (1, 0.0)
+    deadline = math.inf if plan.train else time.monotonic() + COST_SECONDS
     device = choose_device(plan.recipe.device)
     budget = MACS_A_BATCH["cpu" if device.type == "cpu" else "gpu"]
     largest = max(entry.cost.macs for entry in plan.entries if entry.step)
@@ -127,13 +144,25 @@ def measure_speed(plan: Plan, seconds: float, rounds: int) -> dict[str, Any]:
     images = images.to(memory_format=torch.channels_last)
     measured: dict[str, float] = {}
     for entry in plan.entries * rounds:
+        if time.monotonic() > deadline:
+            break
         with torch.device("meta"):
             model = build(plan.recipe_of(entry, 0), plan.num_classes)
         model = model.to_empty(device=device).to(memory_format=torch.channels_last)  # pyright: ignore
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
-            for buffer in model.buffers():
-                buffer.fill_(1)
-        measured[entry.key] = max(measured.get(entry.key, 0.0), images_per_second(model, images, seconds))
-    return {"batch": batch, "device": str(device), "precision": "fp32", "images_per_second": measured}
+            for buffer in model.buffers():  # variances are 1, indices 0
+                buffer.fill_(1 if buffer.is_floating_point() else 0)
+        try:
+            rate = images_per_second(model, images, seconds)
+        except (RuntimeError, IndexError, AssertionError, ValueError) as error:
+            raise RunError(f"{entry.key} cannot run on this machine ({error}): leave it out") from error
+        measured[entry.key] = max(measured.get(entry.key, 0.0), rate)
+    return {
+        "batch": batch,
+        "device": str(device),
+        "precision": "fp32",
+        "images_per_second": measured,
+        "unmeasured": [entry.key for entry in plan.entries if entry.key not in measured],
+    }

@@ -8,10 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.run import Update
-from convnext.training.progress import describe
+from convnext.training.progress import describe, say_warnings
 
 REFRESH_SECONDS = 0.25
 LEGEND = "* side branch: the path goes on from another step\npaper: ImageNet-1K, 224 px"
@@ -24,8 +25,7 @@ def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         for update in updates:
             results = update.results
-            if update.warning:
-                console.print(f"warning: {update.warning}", style="yellow", markup=False, highlight=False)
+            say_warnings(update.warnings, console)
             ended = update.entry is not None and update.progress is None
             if console.is_terminal and (ended or time.monotonic() - drawn > REFRESH_SECONDS):
                 live.update(table(results, state(update)), refresh=True)
@@ -46,9 +46,7 @@ def state(update: Update) -> str:
 def ended_line(update: Update) -> str:
     """The training that has just ended, in a line."""
     assert update.entry is not None
-    rows = [*update.results["steps"], *update.results["references"]]
-    row = next(row for row in rows if row["key"] == update.entry.key)
-    outcome = f"top-1 {row['top1'][-1]:.2f} %" if row["top1"] else "not finished"
+    outcome = f"top-1 {update.top1:.2f} %" if update.top1 is not None else "failed"
     return f"{counted(update)}  {update.entry.key:22} seed {update.seed}  {outcome}{left(update)}"
 
 
@@ -70,8 +68,10 @@ def table(results: dict[str, Any], caption: str = "") -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        title=f"ResNet to ConvNeXt, regime {results['regime']}: {data}, {results['num_classes']} classes, {size} px",
-        caption="\n".join(filter(None, [LEGEND, caption])),
+        title=Text(
+            f"ResNet to ConvNeXt, regime {results['regime']}: {data}, {results['num_classes']} classes, {size} px"
+        ),
+        caption=Text("\n".join(filter(None, [LEGEND, caption]))),
         caption_justify="left",
     )
     view.add_column("step", no_wrap=True)
@@ -102,3 +102,14 @@ def figures(row: dict[str, Any], trained: bool) -> tuple[str, ...]:
 def paper_figures(paper: dict[str, Any]) -> tuple[str, str]:
     """The paper's accuracy and multiply-accumulates."""
     return spread(paper["top1"], paper["top1_std"]), f"{paper['gmacs']:.2f}"
+
+
+def family_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of :func:`convnext.models.family.family` for a terminal."""
+    table = Table(title=f"one image of {rows[0]['image_size']} px, 1000 classes")
+    table.add_column("model")
+    for name in ("params", "MACs", "activations"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *(quantity(row[name]) for name in ("params", "macs", "activations")))
+    return table

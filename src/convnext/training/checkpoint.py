@@ -23,40 +23,35 @@ class RunFolder:
 
     dir: Path
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Recipe, data: ImageData) -> None:
         """Refuse a folder in which this recipe cannot begin or go on.
 
         Raises:
-            UsageError: the folder holds a run of another recipe, or other files.
+            UsageError: the folder holds a run of another recipe or of other images, or other files.
         """
         path = self.dir / "recipe.json"
         if not path.exists():
             if not is_vacant(self.dir):
                 raise UsageError(f"{self.dir} has files but no run of this program: choose another folder with --out")
             return
-        there = read_json(path)
-        differs = [name for name, value in recipe.identity.items() if there.get(name) != value]
-        if differs:
-            name = differs[0]
-            raise UsageError(
-                f"{self.dir} belongs to another recipe ({name} is {there.get(name)!r} there, {recipe.identity[name]!r} "
-                "here): choose another folder with --out, or the same recipe to go on"
-            )
+        there, here = read_json(path), recipe.identity
+        images = self.dir / "data.json"
+        if images.exists():
+            there |= {"images": read_json(images).get("images")}
+            here |= {"images": data.fingerprint}
+        for name, value in here.items():
+            if there.get(name) != value:
+                raise UsageError(
+                    f"{self.dir} belongs to another recipe ({name} is {there.get(name)!r} there, {value!r} here): "
+                    "choose another folder with --out, or the same recipe to go on"
+                )
 
     def begin(self, recipe: Recipe, data: ImageData) -> None:
-        """Record recipe, classes, the split of an undivided folder, and the environment.
-
-        Raises:
-            UsageError: the folder of images was split before, and its files are no longer the same.
-        """
-        if data.split is not None:
-            path = self.dir / "split.json"
-            if path.exists() and read_json(path) != data.split:
-                raise UsageError(f"the images in {data.name} changed since {self.dir} began: choose another folder")
-            write_json(path, data.split)
-        write_json(self.dir / "recipe.json", recipe.to_dict())
+        """Record recipe, classes, images, and the environment."""
+        write_json(self.dir / "data.json", {"images": data.fingerprint} | ({"split": data.split} if data.split else {}))
         write_json(self.dir / "classes.json", list(data.classes))
         write_json(self.dir / "environment.json", environment())
+        write_json(self.dir / "recipe.json", recipe.to_dict())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The finished epochs' metrics, oldest first; a last line that was cut off in the writing is left out."""
@@ -69,14 +64,13 @@ class RunFolder:
                 break
         return metrics
 
-    def keep_metrics(self, count: int) -> None:
-        """Drop metrics of epochs that are not in the last checkpoint: they are trained again."""
-        lines = [json.dumps(metrics) + "\n" for metrics in self.metrics()[:count]]
-        write_atomically(self.dir / "metrics.jsonl", "".join(lines))
+    def write_metrics(self, metrics: list[dict[str, Any]]) -> None:
+        """Make the log that of the last checkpoint: what is behind it is trained again."""
+        write_atomically(self.dir / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in metrics))
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Append one epoch's metrics."""
-        append_line(self.dir / "metrics.jsonl", json.dumps(metrics))
+        append_line(self.dir / "metrics.jsonl", json.dumps(metrics, allow_nan=False))
 
     def save_last(self, state: dict[str, Any]) -> None:
         """Save all that it takes to go on."""

@@ -4,7 +4,7 @@ evaluate, log and save.
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -90,26 +90,31 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
     device = choose_device(recipe.device)
     autocast = autocast_for(recipe.precision, device)
     data = load_data(recipe.data, val_fraction=recipe.val_fraction)
+    run = RunFolder(folder)
+    run.check(recipe, data)
     seed_everything(recipe.seed)
     model = build(recipe, len(data.classes)).to(device=device, memory_format=torch.channels_last)  # pyright: ignore
-    optimizer = adamw(model, recipe)
     train_batches, val_batches = make_batches(recipe, data)
+    peak_lr = recipe.peak_lr(train_batches.batch_size)
+    optimizer = adamw(model, recipe, peak_lr)
     mix = mixing(recipe, len(data.classes))
+    smallest_batch = 2 if has_batch_norm(model) else 1
+    if train_batches.batch_size < smallest_batch:
+        raise UsageError(f"{recipe.model} has BatchNorm, which takes batches of 2 images or more: raise --batch-size")
     steps, epochs = len(train_batches), recipe.epochs
     warmup_steps = min(round(recipe.warmup_epochs * steps), epochs * steps // 2)
 
-    run = RunFolder(folder)
-    run.check(recipe)
     with locked(folder):
         run.begin(recipe, data)
-        first_epoch = 0
+        first_epoch, log = 0, []
         if state := run.load_last(device):
             model.load_state_dict(state["model"])
             if state["optimizer"] is not None:
                 optimizer.load_state_dict(state["optimizer"])
-            first_epoch = state["epoch"]
-        run.keep_metrics(first_epoch)
-        best = max((metrics["top1"] for metrics in run.metrics()), default=-math.inf)
+            first_epoch, log = state["epoch"], state["metrics"]
+        run.write_metrics(log)
+        best = max((metrics["top1"] for metrics in log), default=-math.inf)
+        named: set[str] = set()  # unreadable files that were spoken of
         progress = Progress(first_epoch, epochs, 0, steps, warnings=data.notes)
         yield progress
 
@@ -118,10 +123,10 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
             meter = Meter(torch.zeros((), device=device))
             model.train()
             for step, batch in enumerate(train_batches.epoch(epoch)):
-                lr = learning_rate(epoch * steps + step, epochs * steps, warmup_steps, recipe.peak_lr, recipe.min_lr)
+                lr = learning_rate(epoch * steps + step, epochs * steps, warmup_steps, peak_lr, recipe.min_lr)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                if len(batch.images):
+                if len(batch.images) >= smallest_batch:
                     seed_everything(recipe.seed, epoch, step)
                     images, targets = mix(batch.images, batch.labels)  # (N, 3, H, W), (N,) or (N, classes)
                     images = images.to(device, memory_format=torch.channels_last)
@@ -145,7 +150,7 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
                     lr=lr,
                     images_per_second=meter.images / meter.seconds,
                     seconds_left=(time.perf_counter() - session_start) * ((epochs - first_epoch) * steps / done - 1),
-                    warnings=tuple(f"skipped in training, cannot be read: {error}" for error in batch.unreadable),
+                    warnings=skipped(batch.unreadable, named),
                 )
                 yield progress
             if not meter.images:
@@ -156,12 +161,12 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
             if result.top1 > best:
                 best = result.top1
                 run.save_best(model.state_dict())
-            run.add_metrics(
+            log.append(
                 {
                     "epoch": epoch + 1,
                     "lr": progress.lr,
                     "train_loss": meter.mean_loss,
-                    "loss": result.loss,
+                    "loss": finite(result.loss, epoch, steps - 1, progress.lr),
                     "top1": result.top1,
                     "top5": result.top5,
                     "images": result.images,
@@ -171,8 +176,10 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
                 }
             )
             to_go_on = optimizer.state_dict() if epoch + 1 < epochs else None  # two thirds of the file
-            run.save_last({"epoch": epoch + 1, "model": model.state_dict(), "optimizer": to_go_on})
-            warnings = tuple(f"left out of the evaluation, cannot be read: {error}" for error in result.unreadable)
+            state = {"epoch": epoch + 1, "model": model.state_dict(), "optimizer": to_go_on, "metrics": log}
+            run.save_last(state)
+            run.add_metrics(log[-1])
+            warnings = skipped(result.unreadable, named)
             progress = replace(progress, epoch=epoch + 1, step=0, top1=result.top1, warnings=warnings)
             yield progress
 
@@ -197,6 +204,18 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
             f"--image-size {smallest} or more"
         )
     return model
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a network normalises over the batch, and so cannot be trained on one image."""
+    return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules())
+
+
+def skipped(unreadable: Sequence[str], named: set[str]) -> tuple[str, ...]:
+    """What to say of files that could not be read: each once."""
+    new = tuple(f"skipped, cannot be read: {error}" for error in unreadable if error not in named)
+    named.update(unreadable)
+    return new
 
 
 def make_batches(recipe: Recipe, data: ImageData) -> tuple[Batches, Batches]:

@@ -20,6 +20,8 @@ def choose_device(name: str) -> torch.device:
         return accelerator if accelerator is not None else torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -9,12 +9,12 @@ from convnext.models.layers import GlobalResponseNorm
 from convnext.training.recipe import Recipe
 
 
-def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def adamw(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.AdamW:
     """AdamW in the recipe's terms, with weight decay on the group of parameters that gets it."""
     decayed, exempt = decay_groups(model)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=recipe.peak_lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

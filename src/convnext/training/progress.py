@@ -1,7 +1,9 @@
 """Live progress on stderr: a bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Iterable
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -11,18 +13,28 @@ from convnext.quantities import duration
 from convnext.training.loop import Progress
 
 PLAIN_SECONDS = 10  # between two plain lines
-console = Console(stderr=True)
+
+
+def console_on(stream: IO[str]) -> Console:
+    """A console on stdout or stderr; wide where a file or a pipe reads along."""
+    return Console(file=stream, width=None if stream.isatty() else 120)
+
+
+def say_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Print warnings, a line each."""
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_training(updates: Iterable[Progress], title: str) -> None:
-    """Follow a training to its end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+    """Follow a training to its end, on stderr."""
+    console = console_on(sys.stderr)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
     last_line = time.perf_counter()
     with RichProgress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0, state="")
         for progress in updates:
-            for warning in progress.warnings:
-                console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+            say_warnings(progress.warnings, console)
             bar.update(task, completed=progress.fraction, state=describe(progress))
             finished = progress.epoch == progress.epochs
             if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):

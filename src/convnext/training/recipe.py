@@ -4,6 +4,7 @@ A recipe's docstring is its contract: command, hardware, expected result, and wh
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,8 +23,8 @@ class Recipe:
         model: a name that `convnext models` lists, or torchvision/NAME, timm/NAME.
         image_size: pixels a side.
         epochs: passes over the training images.
-        batch_size: images a step.
-        lr: peak learning rate at a batch of lr_batch_size images; scaled in proportion to batch_size.
+        batch_size: images a step; all there are, where there are fewer.
+        lr: peak learning rate at a batch of lr_batch_size images; scaled in proportion to the batch.
         lr_batch_size: the batch that lr is stated for.
         min_lr: where the cosine ends, scaled as lr is.
         warmup_epochs: epochs of linear growth from 0 to the peak, at most half of the training.
@@ -72,6 +73,11 @@ class Recipe:
     workers: int = -1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data", self.data.rstrip("/") or self.data)  # one spelling of a folder
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{field.name} is {value}, needs a finite number")
         for name in ("image_size", "epochs", "batch_size", "lr_batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, needs 1 or more")
@@ -81,15 +87,17 @@ class Recipe:
         for name in ("mixup", "cutmix", "min_lr", "warmup_epochs", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}, needs 0 or more")
-        if self.lr <= 0:
-            raise UsageError(f"lr is {self.lr}, needs more than 0")
+        for name in ("lr", "eps"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}, needs more than 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas is {self.betas}, needs two numbers from 0 up to, not including, 1")
         if not 0 < self.val_fraction < 1:
             raise UsageError(f"val_fraction is {self.val_fraction}, needs a number between 0 and 1")
 
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate at the top of the schedule, scaled to this batch size."""
-        return self.lr * self.batch_size / self.lr_batch_size
+    def peak_lr(self, batch_size: int) -> float:
+        """The learning rate at the top of the schedule for steps of ``batch_size`` images."""
+        return self.lr * batch_size / self.lr_batch_size
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data."""
