@@ -150,18 +150,23 @@ def from_torchvision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_equals_resnet(theirs: nn.Module, ours: nn.Module) -> None:
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)  # pyright: ignore[reportArgumentType]
-            nn.init.uniform_(module.running_var, 0.5, 2.0)  # pyright: ignore[reportArgumentType]
+    """Largest difference 1e-5 in logits of a trained network's size, with BatchNorms that all do something."""
+    for name, tensor in theirs.state_dict().items():
+        if "bn" in name or "downsample.1" in name:
+            if name.endswith("running_var"):
+                nn.init.uniform_(tensor, 0.5, 2.0)
+            elif name.endswith("weight"):
+                nn.init.uniform_(tensor, 0.0, 0.2 if "bn3" in name else 1.0)
+            elif tensor.is_floating_point():
+                nn.init.normal_(tensor, std=0.1)
     ours.load_state_dict(from_torchvision(theirs.state_dict()))
     images = torch.randn(1, 3, 96, 64)
-    with torch.no_grad():
-        expected, actual = theirs.eval()(images), ours.eval()(images)
-    scale = expected.abs().max()
-    torch.testing.assert_close(actual / scale, expected / scale, rtol=0, atol=1e-5)
+    for dtype, difference in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        with torch.no_grad():
+            expected = theirs.to(dtype).eval()(images.to(dtype))
+            actual = ours.to(dtype).eval()(images.to(dtype))
+        assert 0.1 < expected.abs().max() < 20
+        torch.testing.assert_close(actual, expected, rtol=0, atol=difference)
 
 
 def test_first_step_of_tiny_is_resnet50() -> None:
