@@ -277,7 +277,7 @@ def test_where_time_is_over_the_speed_is_null(monkeypatch: pytest.MonkeyPatch) -
     plan = make_plan(regime="micro", train=False)
     (first,) = run_study(plan)
     assert [step["images_per_second"] for step in first.results["steps"]] == [None] * 16
-    assert "no time to measure the speed of resnet" in first.results["warnings"][0]
+    assert "the speed of 16 of 16 networks was not measured" in first.results["warnings"][0]
     console = Console(file=io.StringIO(), width=100)
     console.print(table(first.results))
     assert "Within" not in render_page(first.results, "<svg></svg>")

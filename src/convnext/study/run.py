@@ -66,7 +66,10 @@ def run_study(plan: Plan) -> Generator[Update, None, None]:
         speed = measure_speed(plan)
         warnings = list(plan.notes)
         if speed["unmeasured"]:
-            warnings.append(f"no time to measure the speed of {', '.join(speed['unmeasured'])}: the machine is busy")
+            missing = f"{len(speed['unmeasured'])} of {len(plan.entries)} networks"
+            warnings.append(
+                f"the speed of {missing} was not measured, the machine is too busy: call again when it is not"
+            )
         asked = [entry for entry in plan.entries if entry.key in plan.asked] if plan.train else []
         results = collect(plan, speed, warnings)
         save(plan, results)
