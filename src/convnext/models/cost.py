@@ -15,7 +15,10 @@ from convnext.errors import UsageError
 aten = torch.ops.aten
 CONVOLUTIONS_AND_LINEAR_LAYERS = (aten.convolution.default, aten.addmm.default, aten.mm.default)
 ACTIVATIONS = (aten.relu.default, aten.gelu.default)
-NORMS = (aten.native_batch_norm.default, aten.native_layer_norm.default)
+NORMS = {  # and the layout of what they put out, which decides how torch computes a linear layer behind them
+    aten.native_batch_norm.default: torch.preserve_format,
+    aten.native_layer_norm.default: torch.contiguous_format,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class ActivationCounter(TorchDispatchMode):
             return torch.empty_like(args[0])
         if func in NORMS:
             statistics = args[0].new_empty(0)
-            return torch.empty_like(args[0]), statistics, statistics
+            return torch.empty_like(args[0], memory_format=NORMS[func]), statistics, statistics
         out = func(*args, **(kwargs or {}))
         if func in CONVOLUTIONS_AND_LINEAR_LAYERS:
             self.activations += out.numel()

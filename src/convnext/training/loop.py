@@ -158,6 +158,7 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
 
             images_per_second = meter.images / meter.seconds
             result = evaluate(model, val_batches.epoch(), len(data.classes), device, autocast)
+            finite(result.loss, epoch, steps - 1, progress.lr)
             if result.top1 > best:
                 best = result.top1
                 run.save_best(model.state_dict())
@@ -166,7 +167,7 @@ def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
                     "epoch": epoch + 1,
                     "lr": progress.lr,
                     "train_loss": meter.mean_loss,
-                    "loss": finite(result.loss, epoch, steps - 1, progress.lr),
+                    "loss": result.loss,
                     "top1": result.top1,
                     "top5": result.top5,
                     "images": result.images,
