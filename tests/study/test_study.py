@@ -77,6 +77,11 @@ def test_other_steps_and_references_join_a_study(study_folder: Path, tmp_path: P
     folder = shutil.copytree(study_folder, tmp_path / "copy")
     plan = small_plan(folder, steps=["resnet"], references=[])
     assert [entry.key for entry in plan.entries] == ["resnet", *STEPS, "torchvision/resnet18"]
+    plan.record()
+    small_plan(folder, steps=["gelu"], references=[]).record()
+    plan.record()  # planned before the other call was made
+    keys = [entry.key for entry in small_plan(folder).entries]
+    assert keys == ["resnet", *STEPS, "gelu", "torchvision/resnet18"]
     trained = {update.entry.key for update in run_study(dataclasses.replace(plan, seeds=3)) if update.entry}
     assert trained == {"resnet"}
 

@@ -89,11 +89,14 @@ class Plan:
         return {"regime": self.regime, "images": self.images, **recipe}
 
     def record(self) -> None:
-        """Write down whose folder this is, for the next call."""
+        """Write down whose folder this is and what it holds; what other calls wrote meanwhile stays."""
         assert self.folder is not None
-        steps = [entry.key for entry in self.entries if entry.step]
-        references = [entry.key for entry in self.entries if not entry.step]
-        write_json(self.folder / "study.json", {"identity": self.identity, "steps": steps, "references": references})
+        earlier = read_study(self)
+        study: dict[str, Any] = {"identity": self.identity}
+        for kind in ("steps", "references"):
+            here = [entry.key for entry in self.entries if bool(entry.step) == (kind == "steps")]
+            study[kind] = list(dict.fromkeys([*earlier.get(kind, ()), *here]))
+        write_json(self.folder / "study.json", study)
 
     @property
     def command(self) -> str:
