@@ -107,8 +107,7 @@ def train(arguments: TrainArguments) -> None:
     from convnext.training.run import default_folder
     from convnext.training.run import train as train_recipe
 
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    recipe = Recipe(**{name: getattr(arguments, name) for name in fields})
+    recipe = Recipe(**recipe_fields(arguments))
     folder = arguments.out or default_folder(recipe)
     with interruptible(folder):
         run = train_recipe(recipe, folder)
@@ -159,9 +158,13 @@ def parse_train(words: Sequence[str]) -> TrainArguments:
         TrainArguments, prog="convnext train", args=[word for word in words if word not in ("-h", "--help")]
     )
     recipe = recipe_for(asked.data, asked.recipe)
-    values: dict[str, Any] = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    default = TrainArguments(**values)
+    default = TrainArguments(**recipe_fields(recipe))
     return tyro.cli(TrainArguments, prog="convnext train", args=words, default=default)
+
+
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    """The fields that make a recipe, without those that the command line adds."""
+    return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
 
 
 @contextmanager

@@ -15,9 +15,8 @@ from convnext.errors import UsageError
 aten = torch.ops.aten
 CONVOLUTIONS_AND_LINEAR_LAYERS = (aten.convolution.default, aten.addmm.default, aten.mm.default)
 ACTIVATIONS = (aten.relu.default, aten.gelu.default)
-NORMS: dict[
-    Any, torch.memory_format
-] = {  # and the layout of what they put out, which decides how torch computes a linear layer behind them
+# Norms, and the layout of what they put out, which decides how torch computes a linear layer behind them.
+NORMS: dict[Any, torch.memory_format] = {
     aten.native_batch_norm.default: torch.preserve_format,
     aten.native_layer_norm.default: torch.contiguous_format,
 }

@@ -11,7 +11,7 @@ from convnext.files import read_json
 from convnext.models import roadmap
 from convnext.models.roadmap import PAPER_REFERENCES
 from convnext.study.plan import Entry, Plan
-from convnext.training.run import read_run
+from convnext.training.run import Run, read_run
 
 CONFIDENCE = 0.95
 
@@ -25,8 +25,12 @@ def collect(plan: Plan, speed: dict[str, Any], warnings: Sequence[str] = ()) -> 
         speed: ``images_per_second`` by entry, and how it was measured.
         warnings: what went wrong on the way.
     """
-    trained = plan.train or any(finished_seeds(plan, entry) for entry in plan.entries)
-    rows = [entry_document(plan, entry, speed["images_per_second"].get(entry.key), trained) for entry in plan.entries]
+    runs = {entry.key: finished_runs(plan, entry) for entry in plan.entries}
+    trained = plan.train or any(runs.values())
+    rows = [
+        entry_document(entry, speed["images_per_second"].get(entry.key), runs[entry.key] if trained else None)
+        for entry in plan.entries
+    ]
     steps = [row for row, entry in zip(rows, plan.entries, strict=True) if entry.step]
     references = [row for row, entry in zip(rows, plan.entries, strict=True) if not entry.step]
     return {
@@ -44,13 +48,13 @@ def collect(plan: Plan, speed: dict[str, Any], warnings: Sequence[str] = ()) -> 
             for name, (top1, gmacs) in PAPER_REFERENCES[plan.regime].items()
         ],
         "noise": noise(plan.regime, steps, references) if trained else None,
-        "warnings": [*warnings, *other_machines(plan)],
+        "warnings": [*warnings, *other_machines([run for by_seed in runs.values() for run in by_seed.values()])],
         "command": plan.command,
     }
 
 
-def entry_document(plan: Plan, entry: Entry, images_per_second: float | None, trained: bool) -> dict[str, Any]:
-    """One step's or reference's row."""
+def entry_document(entry: Entry, images_per_second: float | None, runs: dict[int, Run] | None) -> dict[str, Any]:
+    """One step's or reference's row; without ``runs`` the trained fields are null."""
     document: dict[str, Any] = {"key": entry.key}
     if entry.step:
         step = entry.step
@@ -63,7 +67,7 @@ def entry_document(plan: Plan, entry: Entry, images_per_second: float | None, tr
             "design": dataclasses.asdict(step.design) | {"depths": list(step.design.depths)},
         }
     document |= dataclasses.asdict(entry.cost) | {"images_per_second": images_per_second}
-    document |= accuracy(plan, entry) if trained else dict.fromkeys(TRAINED_FIELDS)
+    document |= accuracy(runs) if runs is not None else dict.fromkeys(TRAINED_FIELDS)
     if entry.step:
         document["paper"] = dataclasses.asdict(entry.step.paper)
     return document
@@ -72,45 +76,43 @@ def entry_document(plan: Plan, entry: Entry, images_per_second: float | None, tr
 TRAINED_FIELDS = ("seeds", "top1", "top1_mean", "top1_std", "train_seconds", "unreadable")
 
 
-def accuracy(plan: Plan, entry: Entry) -> dict[str, Any]:
+def accuracy(runs: dict[int, Run]) -> dict[str, Any]:
     """Held-out accuracy (%) after the last epoch of each finished training, in the order of the seeds."""
-    seeds = finished_seeds(plan, entry)
-    runs = [read_run(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)) for seed in seeds]
-    top1 = [run.metrics[-1]["top1"] for run in runs]
+    top1 = [run.metrics[-1]["top1"] for run in runs.values()]
     return {
-        "seeds": seeds,
+        "seeds": list(runs),
         "top1": top1,
         "top1_mean": statistics.fmean(top1) if top1 else None,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
-        "train_seconds": statistics.fmean(run.seconds for run in runs) if runs else None,
-        "unreadable": max((run.metrics[-1]["unreadable"] for run in runs), default=0),
+        "train_seconds": statistics.fmean(run.seconds for run in runs.values()) if runs else None,
+        "unreadable": max((run.metrics[-1]["unreadable"] for run in runs.values()), default=0),
     }
 
 
-def finished_seeds(plan: Plan, entry: Entry) -> list[int]:
-    """The seeds whose training in the plan's folder is finished."""
+def finished_runs(plan: Plan, entry: Entry) -> dict[int, Run]:
+    """The finished trainings in the plan's folder, by seed."""
     if plan.folder is None:
-        return []
+        return {}
     names = [path.name for path in plan.run_folder(entry, 0).parent.glob("seed-*")]
     seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch(r"seed-\d+", name))
-    return [seed for seed in seeds if is_finished(plan, entry, seed)]
+    runs = {seed: finished_run(plan, entry, seed) for seed in seeds}
+    return {seed: run for seed, run in runs.items() if run is not None}
 
 
-def is_finished(plan: Plan, entry: Entry, seed: int) -> bool:
-    """Whether every epoch of a training is behind it."""
+def finished_run(plan: Plan, entry: Entry, seed: int) -> Run | None:
+    """A training, if every epoch of it is done."""
     run = read_run(plan.recipe_of(entry, seed), plan.run_folder(entry, seed))
-    return len(run.metrics) >= plan.recipe.epochs
+    return run if len(run.metrics) >= plan.recipe.epochs else None
 
 
-def other_machines(plan: Plan) -> list[str]:
-    """A warning where finished trainings were made with another machine or other versions than this call's."""
+def other_machines(runs: Sequence[Run]) -> list[str]:
+    """A warning where trainings were made with another machine or other versions than this call's."""
     here, others = environment(), set()
-    for entry in plan.entries:
-        for seed in finished_seeds(plan, entry):
-            there = read_json(plan.run_folder(entry, seed) / "environment.json")
-            if any(there.get(name) != here[name] for name in ("processor", "gpu", "versions")):
-                versions = there.get("versions") or {}
-                others.add(f"{there.get('gpu') or there.get('processor')}, torch {versions.get('torch')}")
+    for run in runs:
+        there = read_json(run.dir / "environment.json")
+        if any(there.get(name) != here[name] for name in ("processor", "gpu", "versions")):
+            versions = there.get("versions") or {}
+            others.add(f"{there.get('gpu') or there.get('processor')}, torch {versions.get('torch')}")
     return [f"some trainings were made elsewhere: {other}" for other in sorted(others)]
 
 
@@ -135,15 +137,17 @@ def noise(regime: str, steps: Sequence[dict[str, Any]], references: Sequence[dic
     freedom = sum(len(row["top1"]) - 1 for row in trained.values())
     squares = sum((len(row["top1"]) - 1) * row["top1_std"] ** 2 for row in trained.values() if row["top1_std"])
     std = (squares / freedom) ** 0.5 if freedom else None
+    least = None  # least significant difference, but for the numbers of seeds
+    if std is not None:
+        from scipy.stats import t
+
+        least = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * std
     comparisons = []
     for before, key in pairs:
         first, second = trained[before], trained[key]
         threshold = None
-        if std is not None:
-            from scipy.stats import t
-
-            quantile = float(t.ppf((1 + CONFIDENCE) / 2, freedom))
-            threshold = quantile * std * (1 / len(first["top1"]) + 1 / len(second["top1"])) ** 0.5
+        if least is not None:
+            threshold = least * (1 / len(first["top1"]) + 1 / len(second["top1"])) ** 0.5
         difference = second["top1_mean"] - first["top1_mean"]
         within = threshold is None or abs(difference) <= threshold
         comparisons.append(

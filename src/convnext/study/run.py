@@ -13,10 +13,9 @@ from convnext.errors import DivergedError, RunError
 from convnext.files import locked, write_json
 from convnext.models.cost import images_per_second
 from convnext.study.plan import Entry, Plan
-from convnext.study.results import collect, finished_seeds
+from convnext.study.results import collect, finished_run
 from convnext.training.loop import Progress, build, training
 from convnext.training.machine import choose_device
-from convnext.training.run import read_run
 
 MACS_A_BATCH = {"cpu": 4e9, "gpu": 1e12}  # the speed of inference is measured on batches of about this much work
 LARGEST_BATCH = 64
@@ -82,7 +81,7 @@ def run_study(plan: Plan) -> Generator[Update, None, None]:
             round_start = time.monotonic()
             for entry in asked:
                 update = replace(update, entry=entry, seed=seed, warnings=())
-                if seed in finished_seeds(plan, entry):
+                if finished_run(plan, entry, seed):
                     update = replace(update, done=update.done + 1)
                     continue
                 new: tuple[str, ...] = ()
@@ -103,8 +102,8 @@ def run_study(plan: Plan) -> Generator[Update, None, None]:
                 trained += 1
                 results = collect(plan, speed, warnings)
                 save(plan, results)
-                run = read_run(plan.recipe_of(entry, seed), plan.run_folder(entry, seed))
-                top1 = None if new else run.metrics[-1]["top1"]
+                run = finished_run(plan, entry, seed)
+                top1 = run.metrics[-1]["top1"] if run else None
                 update = replace(
                     update,
                     results=results,

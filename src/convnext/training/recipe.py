@@ -26,7 +26,7 @@ class Recipe:
         batch_size: images a step; all there are, where there are fewer.
         lr: peak learning rate at a batch of lr_batch_size images; scaled in proportion to the batch.
         lr_batch_size: the batch that lr is stated for.
-        min_lr: where the cosine ends, scaled as lr is.
+        min_lr: where the cosine ends, whatever the batch.
         warmup_epochs: epochs of linear growth from 0 to the peak, at most half of the training.
         weight_decay: AdamW's; none on biases, 1-d parameters and GRN.
         betas: AdamW's.
