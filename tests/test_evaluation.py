@@ -1,12 +1,13 @@
 """Metrics: exact over batches of different sizes."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from convnext.data.batches import Batch
+from convnext.data.batches import Batch, Batches
 from convnext.errors import RunError
 from convnext.evaluation import evaluate
 
@@ -18,9 +19,21 @@ class Channels(nn.Module):
         return x[:, :, 0, 0]
 
 
-def batches(sizes: list[int], logits: Tensor, labels: Tensor) -> list[Batch]:
+class Given(Batches):
+    """Batches as they are given."""
+
+    def __init__(self, given: list[Batch]) -> None:
+        self.given = given
+        self.random_erasing = 0.0
+
+    def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        assert epoch == skip == 0
+        return iter(self.given)
+
+
+def batches(sizes: list[int], logits: Tensor, labels: Tensor) -> Given:
     parts = zip(logits.split(sizes), labels.split(sizes), strict=True)
-    return [Batch(images[:, :, None, None], labels, []) for images, labels in parts]
+    return Given([Batch(images[:, :, None, None], labels, []) for images, labels in parts])
 
 
 def test_metrics_are_exact() -> None:
@@ -39,10 +52,8 @@ def test_fewer_than_five_classes() -> None:
 
 
 def test_unreadable_images_are_counted() -> None:
-    some = [
-        *batches([2], torch.randn(2, 3), torch.tensor([0, 1])),
-        Batch(torch.empty(0), torch.empty(0), ["a.jpg: bad"]),
-    ]
+    some = batches([2], torch.randn(2, 3), torch.tensor([0, 1]))
+    some.given.append(Batch(torch.empty(0, 3, 1, 1), torch.empty(0), ["a.jpg: bad"]))
     assert evaluate(Channels(), some, 3, torch.device("cpu"), nullcontext()).unreadable == ("a.jpg: bad",)
     with pytest.raises(RunError, match=r"none of the held-out images can be read; the first: a.jpg"):
-        evaluate(Channels(), some[1:], 3, torch.device("cpu"), nullcontext())
+        evaluate(Channels(), Given(some.given[1:]), 3, torch.device("cpu"), nullcontext())

@@ -8,7 +8,7 @@ import torch
 
 import convnext
 from convnext.training.machine import autocast_for
-from convnext.training.recipe import digits
+from convnext.training.recipes import digits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

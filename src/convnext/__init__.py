@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from convnext.errors import ConvNeXtError, RunError, UsageError
     from convnext.models import Design, create_model, list_models, roadmap
     from convnext.models.cost import Cost, cost
-    from convnext.training.recipe import Recipe, recipe_for
+    from convnext.training.recipe import Recipe
+    from convnext.training.recipes import recipe_for
     from convnext.training.run import Run, train
 
 __version__ = "0.1.0"
@@ -35,7 +36,8 @@ _HOMES = {
     "convnext.errors": ("ConvNeXtError", "RunError", "UsageError"),
     "convnext.models": ("Design", "create_model", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
-    "convnext.training.recipe": ("Recipe", "recipe_for"),
+    "convnext.training.recipe": ("Recipe",),
+    "convnext.training.recipes": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),
 }
 

@@ -13,7 +13,8 @@ import tyro
 from tyro.conf import Positional
 
 from convnext.errors import ConvNeXtError
-from convnext.training.recipe import Recipe, recipe_for
+from convnext.training.recipe import Recipe
+from convnext.training.recipes import recipe_for
 
 INTERRUPTED = 130
 DESCRIPTION = "From a ResNet to a ConvNeXt, one measured step at a time; and from there to a trained network."

@@ -1,6 +1,5 @@
 """Exact metrics over a split: every image once."""
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from convnext.data.batches import Batch
+from convnext.data.batches import Batches
 from convnext.errors import RunError
 
 
@@ -26,7 +25,7 @@ class Metrics:
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Batches,
     num_classes: int,
     device: torch.device,
     autocast: AbstractContextManager[Any],
@@ -43,13 +42,13 @@ def evaluate(
     top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
     loss, count, unreadable = torch.zeros((), dtype=torch.float64), 0, []
     with torch.inference_mode():
-        for batch in batches:
+        for batch in batches.epoch():
             unreadable += batch.unreadable
             if not len(batch.images):
                 continue
-            images, labels = batch.images.to(device), batch.labels.to(device)
+            images, labels = batches.prepare(batch, device), batch.labels.to(device)
             with autocast:
-                logits = model(images.contiguous(memory_format=torch.channels_last))
+                logits = model(images)
             logits = logits.float()
             top1.update(logits, labels)
             top5.update(logits, labels)

@@ -29,7 +29,7 @@ def test_training_order_and_variation_follow_seed_and_epoch(augment: str) -> Non
         batches = Batches(
             train, batch_size=8, image_size=32, augment=augment, random_erasing=0.3, shuffle=True, seed=seed
         )
-        return next(batches.epoch(epoch)).images
+        return batches.prepare(next(batches.epoch(epoch)), torch.device("cpu"))
 
     assert torch.equal(first(0, 0), first(0, 0))
     assert not torch.equal(first(0, 0), first(0, 1))

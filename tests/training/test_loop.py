@@ -17,9 +17,12 @@ from torch import Tensor
 import convnext
 from convnext.data import FileImages, load_data
 from convnext.errors import DivergedError, RunError, UsageError
-from convnext.training import loop
+from convnext.training.checkpoint import RunFolder
 from convnext.training.loop import training
-from convnext.training.recipe import Recipe, digits, recipe_for, small
+from convnext.training.network import build
+from convnext.training.objective import Objective
+from convnext.training.recipe import Recipe
+from convnext.training.recipes import digits, recipe_for, small
 from convnext.training.run import default_folder, train
 from tests.conftest import MakeFolder
 
@@ -27,7 +30,7 @@ TINY = dataclasses.replace(digits(), epochs=2, batch_size=480, model="roadmap_mi
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return torch.load(folder / "last.pt", weights_only=True)["model"]
+    return torch.load(folder / "last.pt", weights_only=True)["learner"]["model"]
 
 
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -78,7 +81,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
         updates.close()
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(loop.RunFolder, "save_last", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            patch.setattr(RunFolder, "save_last", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
                 train(TINY, tmp_path / "cut")
     run = train(TINY, tmp_path / "cut")
@@ -90,6 +93,8 @@ def test_a_killed_process_goes_on_to_the_same_end(tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, epochs=15)
     train(recipe, tmp_path / "whole")
     code = f"""
+from convnext.training.network import build
+from convnext.training.objective import Objective
 from convnext.training.recipe import Recipe
 from convnext.training.run import train
 train(Recipe(**{recipe.to_dict()!r}), {str(tmp_path / "run")!r})
@@ -159,7 +164,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch:
 def test_a_kill_between_checkpoint_and_log_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(TINY, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(loop.RunFolder, "add_metrics", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(RunFolder, "add_metrics", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             train(TINY, tmp_path / "cut")
     run = train(TINY, tmp_path / "cut")
@@ -267,13 +272,13 @@ def test_references_and_family_train(model: str, tmp_path: Path) -> None:
 
 
 def test_layer_scale_zero_is_none() -> None:
-    model = loop.build(dataclasses.replace(TINY, layer_scale=0), 10)
+    model = build(dataclasses.replace(TINY, layer_scale=0), 10)
     assert not any(name.endswith("gamma") for name, _ in model.named_parameters())
 
 
 def test_an_odd_batch_can_be_mixed() -> None:
-    mix = loop.mixing(dataclasses.replace(TINY, mixup=0.8, cutmix=1.0), 10)
-    images, targets = mix(torch.randn(5, 3, 8, 8), torch.arange(5))
+    objective = Objective(dataclasses.replace(TINY, mixup=0.8, cutmix=1.0), 10)
+    images, targets = objective.mix(torch.randn(5, 3, 8, 8), torch.arange(5))
     assert (images.shape, targets.shape) == ((4, 3, 8, 8), (4, 10))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from convnext.errors import UsageError
-from convnext.training.recipe import RECIPES, Recipe, recipe_for
+from convnext.training.recipe import Recipe
+from convnext.training.recipes import RECIPES, recipe_for
 
 
 def test_paper_1k() -> None:

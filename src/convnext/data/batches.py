@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convnext.data.images import FileImages, MemoryImages, UnreadableImageError
+from convnext.data.order import Draw, EvaluationOrder, TrainingOrder
 from convnext.data.transforms import (
     BATCH_AUGMENTS,
     augment_batch,
@@ -20,31 +21,47 @@ from convnext.data.transforms import (
     resize_batch,
     training_transform,
 )
-from convnext.errors import UsageError
-from convnext.randomness import position_seed, seed_everything
+from convnext.randomness import seed_everything
 
 
 class Batch(NamedTuple):
-    """A batch: normalised ``images`` (N, 3, H, W), ``labels`` (N,), and the files that could not be read."""
+    """A batch: ``images`` (N, 3, H, W), ``labels`` (N,), and the files that could not be read.
+
+    Images are normalised floats, or bytes that :meth:`Batches.prepare` normalises on the device. ``position`` is the
+    batch's place in the training: epoch, step, part of the step.
+    """
 
     images: Tensor
     labels: Tensor
     unreadable: list[str]
+    position: tuple[int, int, int] = (0, 0, 0)
 
 
 class Batches:
     """Batches of a split, epoch by epoch.
 
+    In training, a step's ``batch_size`` images are divided evenly: over the processes, and in each into ``accumulate``
+    parts, which come one after the other. Every part has its own random numbers, those of one process with two parts
+    being those of two processes with one.
+
     Args:
         images: the split.
-        batch_size: images a batch.
+        batch_size: images a step, all processes and parts together; all there are, where there are fewer.
         image_size: pixels a side.
         augment: ``none``, ``affine``, ``crop_flip`` or ``rand_augment`` (timm's, as in the paper).
         random_erasing: probability of erasing a rectangle of an image with noise.
         shuffle: draw the images in a new order each epoch and drop the last, smaller batch; else keep their order and
-            give every image exactly once.
+            give every image exactly once, to one of the processes.
+        repeats: times that each drawn image comes, varied anew; fewer images are drawn, for as many steps.
         seed: of order and variation.
+        rank: this process among ``processes``.
+        processes: all of them.
+        accumulate: parts of a process's share of a step.
         workers: processes that read and vary files; 0 for this process alone.
+        pin_memory: hold batches where a GPU fetches them without a further copy.
+
+    Raises:
+        UsageError: the batch cannot be divided evenly.
     """
 
     def __init__(
@@ -56,86 +73,91 @@ class Batches:
         augment: str = "none",
         random_erasing: float = 0.0,
         shuffle: bool = False,
+        repeats: int = 1,
         seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        accumulate: int = 1,
         workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         check_augment(augment)
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}, needs 1 or more")
         self.images = images
-        self.batch_size = min(batch_size, len(images))
         self.image_size = image_size
         self.augment = augment
-        self.shuffle = shuffle
+        self.random_erasing = random_erasing
         self.seed = seed
-        self.erase = random_erasing_of(random_erasing)
-        self.indices = EpochIndices(len(images), self.batch_size, shuffle, seed)
+        if shuffle:
+            self.order = TrainingOrder(len(images), batch_size, repeats, seed, rank, processes, accumulate)
+        else:
+            self.order = EvaluationOrder(len(images), batch_size, rank, processes)
         self.loader: DataLoader[Any] | None = None
         if not isinstance(images, MemoryImages) or augment not in BATCH_AUGMENTS:
             transform = training_transform(image_size, augment) if shuffle else evaluation_transform(image_size)
             self.loader = DataLoader(
                 TransformedImages(images, transform, seed),
-                batch_sampler=self.indices,
+                batch_sampler=self.order,
                 num_workers=workers,
                 collate_fn=collate,
                 persistent_workers=workers > 0,
+                pin_memory=pin_memory,
             )
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    @property
+    def batch_size(self) -> int:
+        """Images a step, all processes and parts together."""
+        return self.order.batch_size
 
-    def epoch(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch."""
-        self.indices.epoch = epoch
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return self.order.steps
+
+    def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, ``accumulate`` of them a step, without those of the first ``skip`` steps."""
+        self.order.epoch, self.order.skip = epoch, skip
         if self.loader is None:
             source = self.from_memory()
         else:
-            with interrupts_blocked():  # Ctrl-C is for this process; the reading processes end with it
+            with signals_blocked():  # they are for this process; the reading processes end with it
                 source = iter(self.loader)
-        for step, batch in enumerate(source):
-            seed_everything(self.seed, epoch, step, 1)
-            yield batch._replace(images=self.erase(batch.images)) if len(batch.images) else batch
+        for position, batch in zip(self.order.positions(), source, strict=True):
+            yield batch._replace(position=position)
+
+    def prepare(self, batch: Batch, device: torch.device) -> Tensor:
+        """A batch's images on the device: normalised (N, 3, H, W) in channels_last memory, partly erased."""
+        images = batch.images.to(device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = normalize(images.float() / 255)
+        if self.random_erasing:
+            from timm.data.random_erasing import RandomErasing
+
+            epoch, step, part = batch.position
+            seed_everything(self.seed, epoch, step, 1, part)
+            images = RandomErasing(self.random_erasing, mode="pixel", device=str(device))(images)
+        return images.contiguous(memory_format=torch.channels_last)
 
     def from_memory(self) -> Iterator[Batch]:
         """Batches cut from images in memory and varied as a whole."""
         assert isinstance(self.images, MemoryImages)
-        for step, pairs in enumerate(self.indices):
-            chosen = torch.tensor([index for index, _ in pairs])
-            seed_everything(self.seed, self.indices.epoch, step, 2)
+        for (epoch, step, part), draws in zip(self.order.positions(), self.order, strict=True):
+            chosen = torch.tensor([draw.image for draw in draws])
+            seed_everything(self.seed, epoch, step, 2, part)
             images = resize_batch(self.images.images[chosen].float() / 255, self.image_size)
             yield Batch(normalize(augment_batch(images, self.augment)), self.images.labels[chosen], [])
 
 
 @contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Hold Ctrl-C back; processes that are started meanwhile never get it."""
+def signals_blocked() -> Iterator[None]:
+    """Hold Ctrl-C and the like back; processes that are started meanwhile never get them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class EpochIndices:
-    """The indices of each batch of an epoch, each index paired with the epoch so that workers can seed by both."""
-
-    def __init__(self, count: int, batch_size: int, shuffle: bool, seed: int) -> None:
-        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.count // self.batch_size if self.shuffle else -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self.count)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(position_seed(self.seed, self.epoch))
-            order = torch.randperm(self.count, generator=generator)
-        for batch in order.split(self.batch_size)[: len(self)]:
-            yield [(index, self.epoch) for index in batch.tolist()]
 
 
 class TransformedImages(Dataset[Any]):
@@ -146,13 +168,12 @@ class TransformedImages(Dataset[Any]):
     ) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, position: tuple[int, int]) -> tuple[Tensor, int] | str:
-        index, epoch = position
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, int] | str:
         try:
-            picture, label = self.images.read(index)
+            picture, label = self.images.read(draw.image)
         except UnreadableImageError as error:
             return str(error)
-        seed_everything(self.seed, epoch, index, 3)
+        seed_everything(self.seed, draw.epoch, draw.image, 3, draw.repeat)
         return self.transform(picture), label
 
 
@@ -160,14 +181,5 @@ def collate(samples: list[tuple[Tensor, int] | str]) -> Batch:
     """Samples to a batch; what could not be read is left out and named."""
     good = [sample for sample in samples if not isinstance(sample, str)]
     unreadable = [sample for sample in samples if isinstance(sample, str)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1)
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.long), unreadable)
-
-
-def random_erasing_of(probability: float) -> Callable[[Tensor], Tensor]:
-    """timm's random erasing with noise in each pixel, on a batch; the identity for probability 0."""
-    if probability == 0:
-        return lambda images: images
-    from timm.data.random_erasing import RandomErasing
-
-    return RandomErasing(probability, mode="pixel", device="cpu")

@@ -1,6 +1,7 @@
 """Labelled images, in memory or in files, and the data sets made of them."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,12 @@ class ImageData:
     val: MemoryImages | FileImages
     split: dict[str, list[str]] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the folder that its files were in is not there any more."""
+        parts = [part for part in (self.train, self.val) if isinstance(part, FileImages)]
+        return any(not Path(os.path.commonpath([path.parent for path in part.paths])).is_dir() for part in parts)
 
     @property
     def fingerprint(self) -> str:

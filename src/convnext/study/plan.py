@@ -16,9 +16,10 @@ from convnext.files import is_vacant, read_json, write_json
 from convnext.models import is_reference, roadmap
 from convnext.models.cost import Cost, cost
 from convnext.models.roadmap import Step
-from convnext.training.loop import build
 from convnext.training.machine import choose_device
-from convnext.training.recipe import Recipe, recipe_for
+from convnext.training.network import build
+from convnext.training.recipe import Recipe
+from convnext.training.recipes import recipe_for
 from convnext.training.run import data_name
 
 IMAGENET_SHAPE = "imagenet"  # no data, only its shape: 1000 classes and 224 px

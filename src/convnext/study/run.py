@@ -14,8 +14,9 @@ from convnext.files import locked, write_json
 from convnext.models.cost import images_per_second
 from convnext.study.plan import Entry, Plan
 from convnext.study.results import collect, finished_run
-from convnext.training.loop import Progress, build, training
+from convnext.training.loop import Progress, training
 from convnext.training.machine import choose_device
+from convnext.training.network import build
 
 MACS_A_BATCH = {"cpu": 4e9, "gpu": 1e12}  # the speed of inference is measured on batches of about this much work
 LARGEST_BATCH = 64

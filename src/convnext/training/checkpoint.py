@@ -1,7 +1,10 @@
-"""The run folder: recipe, classes, metrics, environment and weights, each written whole or not at all."""
+"""The run folder (recipe, classes, metrics, environment and weights, each written whole or not at all), and the
+checkpoints of a training that is under way.
+"""
 
 import io
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,11 @@ from torch import Tensor
 
 from convnext.data import ImageData
 from convnext.environment import environment
-from convnext.errors import RunError, UsageError
+from convnext.errors import DivergedError, RunError, UsageError
 from convnext.files import append_line, is_vacant, read_json, write_atomically, write_json
+from convnext.training.distributed import Processes
+from convnext.training.learner import Learner
+from convnext.training.meter import Meter
 from convnext.training.recipe import Recipe
 
 
@@ -34,7 +40,7 @@ class RunFolder:
             if not is_vacant(self.dir):
                 raise UsageError(f"{self.dir} has files but no run of this program: choose another folder with --out")
             return
-        there, here = read_json(path), recipe.identity
+        there, here = Recipe.from_dict(read_json(path)).identity, recipe.identity
         images = self.dir / "data.json"
         if images.exists():
             there |= {"images": read_json(images).get("images")}
@@ -92,3 +98,82 @@ class RunFolder:
         """Save the weights of the best epoch so far."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         write_atomically(self.dir / "best.safetensors", safetensors.torch.save(plain))
+
+
+class Checkpoints:
+    """The checkpoints of a training under way: what it goes on from, and when they are due. The first process writes.
+
+    Args:
+        run: where they lie.
+        learner: what they hold.
+        processes: those that train together.
+        seconds: between two of them within an epoch.
+    """
+
+    def __init__(self, run: RunFolder, learner: Learner, processes: Processes, seconds: float) -> None:
+        self.run, self.learner, self.processes, self.seconds = run, learner, processes, seconds
+        self.saved = time.monotonic()
+
+    def restore(self, device: torch.device) -> tuple[int, int, list[dict[str, Any]], dict[str, Any] | None]:
+        """Go on from the last checkpoint: its epoch and step, the metrics until then, and the epoch's sums.
+
+        Raises:
+            RunError: it is damaged, or the processes do not see the same one.
+        """
+        state = self.run.load_last(device)
+        epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
+        if state:
+            self.learner.load_state_dict(state["learner"])
+        positions = self.processes.add(torch.tensor([epoch, step, epoch**2 + step**2], device=device))
+        if positions.tolist() != [n * self.processes.count for n in (epoch, step, epoch**2 + step**2)]:
+            raise RunError(
+                f"the processes see different checkpoints in {self.run.dir} (process {self.processes.rank} epoch "
+                f"{epoch}, step {step}): the folder must be on a file system that all machines share"
+            )
+        meter = state["meter"] if state and self.processes.first else None
+        return epoch, step, state["metrics"] if state else [], meter
+
+    def begin(self, recipe: Recipe, data: ImageData, log: list[dict[str, Any]]) -> None:
+        """Record whose folder this is, and make the log that of the checkpoint."""
+        if self.processes.first:
+            self.run.begin(recipe, data)
+            self.run.write_metrics(log)
+
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough for another."""
+        return time.monotonic() - self.saved >= self.seconds
+
+    def save(
+        self, epoch: int, step: int, meter: Meter | None, log: list[dict[str, Any]], finished: bool = False
+    ) -> None:
+        """Save all that it takes to go on with this step of this epoch.
+
+        Raises:
+            DivergedError: the weights are not finite; the last checkpoint stays.
+        """
+        self.saved = time.monotonic()
+        if not self.processes.first:
+            return
+        if not self.learner.is_finite():
+            raise DivergedError(
+                f"the weights are not finite after epoch {epoch + 1}, step {step}: lower --lr; {self.kept}"
+            )
+        learner = self.learner.state_dict(finished)
+        sums = meter.state_dict() if meter else None
+        self.run.save_last({"epoch": epoch, "step": step, "learner": learner, "meter": sums, "metrics": log})
+
+    def save_best(self) -> None:
+        """Save the weights that are evaluated."""
+        if self.processes.first:
+            self.run.save_best(self.learner.evaluated.state_dict())
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """Append one epoch's metrics to the log."""
+        if self.processes.first:
+            self.run.add_metrics(metrics)
+
+    @property
+    def kept(self) -> str:
+        """What to do next."""
+        return f"the same command goes on from the last checkpoint in {self.run.dir}"

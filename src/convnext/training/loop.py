@@ -4,27 +4,37 @@ evaluate, log and save.
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from convnext.data import ImageData, load_data
 from convnext.data.batches import Batches
 from convnext.errors import DivergedError, RunError, UsageError
 from convnext.evaluation import evaluate
 from convnext.files import locked
-from convnext.models import create_model, is_reference
 from convnext.randomness import seed_everything
-from convnext.training.checkpoint import RunFolder
-from convnext.training.machine import autocast_for, choose_device, choose_workers
-from convnext.training.optimizer import adamw, learning_rate
+from convnext.training.checkpoint import Checkpoints, RunFolder
+from convnext.training.diagnosis import first_bad_module
+from convnext.training.distributed import Processes
+from convnext.training.learner import Learner
+from convnext.training.machine import choose_device, choose_workers
+from convnext.training.meter import Meter
+from convnext.training.optimizer import learning_rate
 from convnext.training.recipe import Recipe
+from convnext.training.signals import stop_requests
 
-LOOK_EVERY = 10  # steps between two looks at the loss: on a GPU, a look waits for the work in flight
+LOOK_EVERY = 10  # steps between two looks at the loss on a GPU, where a look waits for the work in flight
+WAITING = (
+    "the training waits for images for more than a fifth of its time: pass --pipeline fast, or more --workers where "
+    "there are cores"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class Progress:
         lr: learning rate of the last step.
         loss: mean training loss of the epoch under way, or of the last one; None before the first look.
         top1: accuracy in % at the last evaluation; None before the first.
-        images_per_second: of the epoch under way, or of the last one, in training.
+        images_per_second: of the epoch under way, or of the last one, in training, over all processes.
+        data_wait: the part of that time in which the next images were not ready, from 0 to 1.
         seconds_left: at this session's pace; None before there is one.
         warnings: what should be said aloud, new since the progress before.
     """
@@ -52,6 +63,7 @@ class Progress:
     loss: float | None = None
     top1: float | None = None
     images_per_second: float = 0.0
+    data_wait: float = 0.0
     seconds_left: float | None = None
     warnings: tuple[str, ...] = ()
 
@@ -61,167 +73,145 @@ class Progress:
         return (self.epoch + self.step / self.steps) / self.epochs
 
 
-@dataclass
-class Meter:
-    """What an epoch adds up to."""
-
-    loss: Tensor
-    images: int = 0
-    unreadable: list[str] = field(default_factory=list)
-    start: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    @property
-    def mean_loss(self) -> float:
-        return self.loss.item() / max(1, self.images)
-
-
-def training(recipe: Recipe, folder: Path) -> Generator[Progress, None, None]:
+def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -> Generator[Progress, None, None]:  # noqa: B008
     """Train by a recipe in a run folder, or go on with the run that is there; yields after every step and epoch.
 
+    Args:
+        recipe: what to do.
+        folder: the run's; the same for all processes.
+        processes: those that train together; the first one writes.
+
     Raises:
-        UsageError: the recipe does not fit the data, or the folder belongs to another recipe.
-        DivergedError: the loss is not finite.
+        UsageError: the recipe does not fit the data or the machine, or the folder belongs to another recipe.
+        DivergedError: the loss or the weights are not finite.
+        PreemptedError: SIGTERM or SIGUSR1 came; everything is saved.
+        KeyboardInterrupt: Ctrl-C came; everything is saved.
         RunError: no image can be read, the disk is full, or another process has the folder.
     """
-    device = choose_device(recipe.device)
-    autocast = autocast_for(recipe.precision, device)
+    device = choose_device(recipe.device, processes.local_rank)
     data = load_data(recipe.data, val_fraction=recipe.val_fraction)
     run = RunFolder(folder)
     run.check(recipe, data)
     seed_everything(recipe.seed)
-    model = build(recipe, len(data.classes)).to(device=device, memory_format=torch.channels_last)  # pyright: ignore
-    train_batches, val_batches = make_batches(recipe, data)
-    peak_lr = recipe.peak_lr(train_batches.batch_size)
-    optimizer = adamw(model, recipe, peak_lr)
-    mix = mixing(recipe, len(data.classes))
-    smallest_batch = 2 if has_batch_norm(model) else 1
-    if train_batches.batch_size < smallest_batch:
-        raise UsageError(f"{recipe.model} has BatchNorm, which takes batches of 2 images or more: raise --batch-size")
+    learner = Learner(recipe, len(data.classes), device, processes)
+    train_batches, val_batches = make_batches(recipe, data, processes, device)
     steps, epochs = len(train_batches), recipe.epochs
+    share = train_batches.batch_size // processes.count  # images a step of this process
+    if share // recipe.accumulate < learner.smallest_batch:
+        raise UsageError(f"{recipe.model} has BatchNorm, which takes batches of 2 images or more: raise --batch-size")
+    peak_lr = recipe.peak_lr(train_batches.batch_size)
     warmup_steps = min(round(recipe.warmup_epochs * steps), epochs * steps // 2)
+    rate_at = partial(
+        learning_rate, steps=epochs * steps, warmup_steps=warmup_steps, peak=peak_lr, minimum=recipe.min_lr
+    )
+    look_every = 1 if device.type == "cpu" or recipe.accumulate > 1 else LOOK_EVERY
 
-    with locked(folder):
-        run.begin(recipe, data)
-        first_epoch, log = 0, []
-        if state := run.load_last(device):
-            model.load_state_dict(state["model"])
-            if state["optimizer"] is not None:
-                optimizer.load_state_dict(state["optimizer"])
-            first_epoch, log = state["epoch"], state["metrics"]
-        run.write_metrics(log)
+    with locked(folder) if processes.first else nullcontext(), stop_requests() as request:
+        checkpoints = Checkpoints(run, learner, processes, seconds=60 * recipe.checkpoint_minutes)
+        first_epoch, first_step, log, meter_state = checkpoints.restore(device)
+        checkpoints.begin(recipe, data, log)
         best = max((metrics["top1"] for metrics in log), default=-math.inf)
-        named: set[str] = set()  # unreadable files that were spoken of
-        progress = Progress(first_epoch, epochs, 0, steps, warnings=data.notes)
+        said: set[str] = set()  # warnings
+        progress = Progress(first_epoch, epochs, first_step, steps, warnings=data.notes)
         yield progress
 
-        session_start = time.perf_counter()
+        session_start, session_steps = time.perf_counter(), 0
         for epoch in range(first_epoch, epochs):
-            meter = Meter(torch.zeros((), device=device))
-            model.train()
-            for step, batch in enumerate(train_batches.epoch(epoch)):
-                lr = learning_rate(epoch * steps + step, epochs * steps, warmup_steps, peak_lr, recipe.min_lr)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                if len(batch.images) >= smallest_batch:
-                    seed_everything(recipe.seed, epoch, step)
-                    images, targets = mix(batch.images, batch.labels)  # (N, 3, H, W), (N,) or (N, classes)
-                    images = images.to(device, memory_format=torch.channels_last)
-                    with autocast:
-                        logits = model(images)
-                    smoothing = recipe.label_smoothing if targets.ndim == 1 else 0  # mixing has smoothed its own
-                    loss = F.cross_entropy(logits.float(), targets.to(device), label_smoothing=smoothing)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    meter.loss += loss.detach() * len(images)
-                    meter.images += len(images)
-                meter.unreadable += batch.unreadable
-                if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
-                    progress = replace(progress, loss=finite(meter.mean_loss, epoch, step, lr))
-                done = (epoch - first_epoch) * steps + step + 1
+            learner.model.train()
+            meter = Meter(device, processes)
+            if meter_state:
+                meter.load_state_dict(meter_state)
+            batches = train_batches.epoch(epoch, skip=first_step)
+            lr = rate_at(epoch * steps + first_step - 1)
+            for step in range(first_step, steps):
+                lr = rate_at(epoch * steps + step)
+                learner.set_rate(lr)
+                unreadable: list[str] = []
+                for part in range(recipe.accumulate):
+                    with meter.waiting():
+                        batch = next(batches)
+                    unreadable += batch.unreadable
+                    if batch.unreadable and data.is_gone:
+                        checkpoints.save(epoch, step, meter, log)
+                        raise RunError(
+                            f"the images of {recipe.data} are gone: bring them back, then {checkpoints.kept}"
+                        )
+                    images, labels = train_batches.prepare(batch, device), batch.labels.to(device)
+                    seed_everything(recipe.seed, epoch, step, 0, batch.position[-1])
+                    weight, last = len(labels) / share, part + 1 == recipe.accumulate
+                    loss = learner.add_gradients(images, labels, weight, last)
+                    meter.add(loss, len(labels), step, batch.unreadable)
+                learner.update()
+                session_steps += 1
+                if (step + 1) % look_every == 0 or step + 1 == steps or (processes.count == 1 and request):
+                    stop = meter.look(bool(request))
+                    if not math.isfinite(meter.loss):
+                        raise diverged(learner, images, meter, epoch, lr, checkpoints)  # pyright: ignore
+                    if stop or checkpoints.due:
+                        checkpoints.save(epoch, step + 1, meter, log)
+                    if stop:
+                        raise request.outcome(f"epoch {epoch + 1}, step {step + 1}: {checkpoints.kept}")
                 progress = replace(
                     progress,
                     epoch=epoch,
                     step=step + 1,
                     lr=lr,
-                    images_per_second=meter.images / meter.seconds,
-                    seconds_left=(time.perf_counter() - session_start) * ((epochs - first_epoch) * steps / done - 1),
-                    warnings=skipped(batch.unreadable, named),
+                    loss=meter.mean_loss if meter.images else None,
+                    images_per_second=meter.images_per_second,
+                    data_wait=meter.data_wait,
+                    seconds_left=seconds_left(session_start, session_steps, (epochs - epoch) * steps - step - 1),
+                    warnings=unsaid([f"skipped, cannot be read: {error}" for error in unreadable], said),
                 )
                 yield progress
             if not meter.images:
                 raise RunError(f"none of the training images can be read; the first: {meter.unreadable[0]}")
 
-            images_per_second = meter.images / meter.seconds
-            result = evaluate(model, val_batches.epoch(), len(data.classes), device, autocast)
-            finite(result.loss, epoch, steps - 1, progress.lr)
+            seconds, images_per_second = meter.elapsed, meter.images_per_second
+            result = evaluate(learner.evaluated, val_batches, len(data.classes), device, learner.autocast)
+            if not math.isfinite(result.loss):
+                raise DivergedError(f"{where(epoch, steps - 1, lr)}, in evaluation: lower --lr; {checkpoints.kept}")
             if result.top1 > best:
                 best = result.top1
-                run.save_best(model.state_dict())
+                checkpoints.save_best()
             log.append(
                 {
                     "epoch": epoch + 1,
-                    "lr": progress.lr,
+                    "lr": lr,
                     "train_loss": meter.mean_loss,
                     "loss": result.loss,
                     "top1": result.top1,
                     "top5": result.top5,
+                    "weights": "model" if learner.average is None else "average",
                     "images": result.images,
                     "images_per_second": images_per_second,
-                    "seconds": meter.seconds,
+                    "data_wait": meter.data_wait,
+                    "seconds": seconds,
                     "unreadable": len(meter.unreadable) + len(result.unreadable),
                 }
             )
-            to_go_on = optimizer.state_dict() if epoch + 1 < epochs else None  # two thirds of the file
-            state = {"epoch": epoch + 1, "model": model.state_dict(), "optimizer": to_go_on, "metrics": log}
-            run.save_last(state)
-            run.add_metrics(log[-1])
-            warnings = skipped(result.unreadable, named)
-            progress = replace(progress, epoch=epoch + 1, step=0, top1=result.top1, warnings=warnings)
+            if learner.average is not None:  # as the paper's code does, for comparison
+                own = evaluate(learner.model, val_batches, len(data.classes), device, learner.autocast)
+                log[-1]["model_top1"] = own.top1
+            checkpoints.save(epoch + 1, 0, None, log, finished=epoch + 1 == epochs)
+            checkpoints.add_metrics(log[-1])
+            warnings = [f"skipped, cannot be read: {error}" for error in result.unreadable]
+            if meter.waits_for_data and train_batches.loader is not None:
+                warnings.append(WAITING)
+            first_step, meter_state = 0, None
+            progress = replace(progress, epoch=epoch + 1, step=0, top1=result.top1, warnings=unsaid(warnings, said))
             yield progress
 
 
-def build(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The recipe's network, freshly initialised.
-
-    Raises:
-        UsageError: the network is unknown, or the recipe's images are too small for it.
-    """
-    if is_reference(recipe.model):
-        return create_model(recipe.model, num_classes=num_classes, image_size=recipe.image_size)
-    options = {"stem_stride": recipe.stem_stride, "layer_scale": recipe.layer_scale}
-    options = {name: value for name, value in options.items() if value is not None}
-    if options.get("layer_scale") == 0:
-        options["layer_scale"] = None
-    model = create_model(recipe.model, num_classes=num_classes, drop_path=recipe.drop_path, **options)
-    smallest = model.smallest_image
-    if isinstance(smallest, int) and recipe.image_size < smallest:
-        raise UsageError(
-            f"image size {recipe.image_size} is too small for {recipe.model} (needs at least {smallest}): pass "
-            f"--image-size {smallest} or more"
-        )
-    return model
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a network normalises over the batch, and so cannot be trained on one image."""
-    return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules())
-
-
-def skipped(unreadable: Sequence[str], named: set[str]) -> tuple[str, ...]:
-    """What to say of files that could not be read: each once."""
-    new = tuple(f"skipped, cannot be read: {error}" for error in unreadable if error not in named)
-    named.update(unreadable)
-    return new
-
-
-def make_batches(recipe: Recipe, data: ImageData) -> tuple[Batches, Batches]:
+def make_batches(
+    recipe: Recipe, data: ImageData, processes: Processes, device: torch.device
+) -> tuple[Batches, Batches]:
     """Batches for training, and for evaluation."""
-    workers = choose_workers(recipe.workers)
+    common: dict[str, Any] = {
+        "rank": processes.rank,
+        "processes": processes.count,
+        "workers": choose_workers(recipe.workers, processes.local_count),
+        "pin_memory": device.type == "cuda",
+    }
     train = Batches(
         data.train,
         batch_size=recipe.batch_size,
@@ -229,36 +219,40 @@ def make_batches(recipe: Recipe, data: ImageData) -> tuple[Batches, Batches]:
         augment=recipe.augment,
         random_erasing=recipe.random_erasing,
         shuffle=True,
+        repeats=recipe.repeated_augmentation,
         seed=recipe.seed,
-        workers=workers,
+        accumulate=recipe.accumulate,
+        **common,
     )
-    return train, Batches(data.val, batch_size=recipe.batch_size, image_size=recipe.image_size, workers=workers)
+    part = max(1, recipe.batch_size // processes.count // recipe.accumulate)
+    return train, Batches(data.val, batch_size=part, image_size=recipe.eval_image_size or recipe.image_size, **common)
 
 
-def mixing(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mixup and cutmix, (N, 3, H, W) and (N,) to (N, 3, H, W) and soft targets (N, classes); or the identity.
-
-    timm's, as the paper uses it: one of the two for each batch, with equal chances. It pairs the images of a batch, so
-    an odd batch loses its last one.
-    """
-    if recipe.mixup == recipe.cutmix == 0:
-        return lambda images, labels: (images, labels)
-    from timm.data.mixup import Mixup
-
-    mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes)
-
-    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        even = len(images) - len(images) % 2
-        return mixup(images[:even], labels[:even]) if even else (images, labels)
-
-    return mix
+def seconds_left(session_start: float, done: int, left: int) -> float:
+    """For ``left`` steps at the pace of the session's ``done`` ones."""
+    return (time.perf_counter() - session_start) / done * left
 
 
-def finite(loss: float, epoch: int, step: int, lr: float) -> float:
-    """The loss, if it is a number."""
-    if math.isfinite(loss):
-        return loss
-    raise DivergedError(
-        f"the loss is not finite (epoch {epoch + 1}, within the {LOOK_EVERY} steps up to {step + 1}, learning rate "
-        f"{lr:.2g}): lower --lr, or train with --precision fp32. The checkpoint of the epoch before is whole"
-    )
+def unsaid(warnings: Sequence[str], said: set[str]) -> tuple[str, ...]:
+    """Those of some warnings that were not said before."""
+    new = tuple(dict.fromkeys(warning for warning in warnings if warning not in said))
+    said.update(new)
+    return new
+
+
+def where(epoch: int, step: int, lr: float) -> str:
+    """What a loss that is not finite is reported with."""
+    return f"the loss is not finite (epoch {epoch + 1}, step {step + 1}, learning rate {lr:.2g})"
+
+
+def diverged(
+    learner: Learner, images: Tensor, meter: Meter, epoch: int, lr: float, checkpoints: Checkpoints
+) -> DivergedError:
+    """The error for a loss that is not finite, with its cause as far as this process can tell."""
+    step = meter.bad_step.item()
+    if not math.isfinite(step):
+        return DivergedError(f"the loss of another process is not finite (epoch {epoch + 1}): see what it said")
+    cause = first_bad_module(learner.model, images, learner.autocast)
+    remedy = "train with --precision bf16 or" if learner.recipe.precision == "fp16" else "lower --lr, or"
+    remedy += " lower --lr" if learner.recipe.precision == "fp16" else " train with --precision bf16 or fp32"
+    return DivergedError(f"{where(epoch, int(step), lr)}; {cause}. To avoid it, {remedy}; {checkpoints.kept}")

@@ -9,17 +9,17 @@ import torch
 from convnext.errors import UsageError
 
 
-def choose_device(name: str) -> torch.device:
-    """The device by name; ``auto`` is a GPU where there is one.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device by name; ``auto`` is a GPU where there is one, for several processes each its own.
 
     Raises:
         UsageError: torch does not know it, or this machine does not have it.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
+        return own_device(accelerator if accelerator is not None else torch.device("cpu"), local_rank)
     try:
-        device = torch.device(name)
+        device = own_device(torch.device(name), local_rank)
         if device.type not in ("cpu", "cuda", "mps", "xpu"):
             raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
@@ -29,20 +29,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def own_device(device: torch.device, local_rank: int) -> torch.device:
+    """The GPU of one process among several on a machine."""
+    return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+
+
 def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of a forward pass: bf16 autocast, or none for fp32; ``auto`` is bf16 on a GPU that has it.
+    """The context of a forward pass: bf16 or fp16 autocast, or none for fp32; ``auto`` is bf16 on a GPU that has it.
 
     Raises:
-        UsageError: bf16 was asked for and the processor has no instructions for it.
+        UsageError: bf16 was asked for and the processor or the GPU has no instructions for it.
     """
-    if precision == "fp32":
+    if precision == "fp16":
+        return torch.autocast(device.type, torch.float16)
+    if precision == "fp32" or (precision == "auto" and device.type == "cpu"):
         return nullcontext()
-    if device.type == "cpu":
-        if precision == "auto":
-            return nullcontext()
-        if not has_cpu_bf16():
-            raise UsageError("precision bf16 needs a processor with bf16 instructions, this one has none: take fp32")
-    elif device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cpu" and not has_cpu_bf16():
+        raise UsageError("precision bf16 needs a processor with bf16 instructions, this one has none: take fp32")
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         if precision == "auto":
             return nullcontext()
         raise UsageError(f"precision bf16 needs a GPU that has it, {torch.cuda.get_device_name()} does not: take fp32")
@@ -54,6 +58,6 @@ def has_cpu_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_workers(workers: int) -> int:
-    """The number of reading processes: -1 for one a core, at most 8."""
-    return min(8, os.cpu_count() or 1) if workers < 0 else workers
+def choose_workers(workers: int, processes: int = 1) -> int:
+    """Reading processes for each of the ``processes`` on this machine: -1 shares the cores out, at most 8 each."""
+    return min(8, max(1, (os.cpu_count() or 1) // processes)) if workers < 0 else workers

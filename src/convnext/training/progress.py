@@ -26,17 +26,19 @@ def say_warnings(warnings: Iterable[str], console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_training(updates: Iterable[Progress], title: str) -> None:
-    """Follow a training to its end, on stderr."""
+def show_training(updates: Iterable[Progress], title: str, warnings_only: bool = False) -> None:
+    """Follow a training to its end, on stderr; of all processes but the first, only the warnings are shown."""
     console = console_on(sys.stderr)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
     last_line = time.perf_counter()
-    with RichProgress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with RichProgress(*columns, console=console, disable=warnings_only or not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0, state="")
         for progress in updates:
             say_warnings(progress.warnings, console)
             bar.update(task, completed=progress.fraction, state=describe(progress))
             finished = progress.epoch == progress.epochs
+            if warnings_only:
+                continue
             if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):
                 console.print(f"{title}: {describe(progress)}", markup=False, highlight=False, soft_wrap=True)
                 last_line = time.perf_counter()

@@ -1,7 +1,4 @@
-"""Recipes: everything that decides what a training does, as typed data returned by named functions.
-
-A recipe's docstring is its contract: command, hardware, expected result, and whether that is the paper's or measured.
-"""
+"""`Recipe`: everything that decides what a training does, as typed data. Named recipes stand in `recipes.py`."""
 
 import dataclasses
 import math
@@ -9,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from convnext.errors import UsageError, unknown_name
+from convnext.errors import UsageError
 
-MACHINE_FIELDS = ("device", "workers")  # where a recipe runs, not what it does
+# Where and how a recipe runs, not what comes out: a run may go on with other values.
+MACHINE_FIELDS = ("accumulate", "checkpoint_activations", "checkpoint_minutes", "compile", "device", "track", "workers")
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,13 @@ class Recipe:
     Attributes:
         data: digits, cifar10, cifar100, imagenet:PATH, or the path of a folder of images.
         model: a name that `convnext models` lists, or torchvision/NAME, timm/NAME.
-        image_size: pixels a side.
+        weights: what to start from: a weights file, a run's folder, or the tag of a published checkpoint (in1k,
+            in22k, ...); unset for random weights. Another number of classes gets a new head.
+        image_size: pixels a side, in training.
+        eval_image_size: pixels a side in evaluation; unset for image_size.
         epochs: passes over the training images.
-        batch_size: images a step; all there are, where there are fewer.
+        batch_size: images a step, over all processes and accumulated parts; all there are, where there are fewer.
+        accumulate: parts that a process divides its share of a step into, to save memory; the gradients are summed.
         lr: peak learning rate at a batch of lr_batch_size images; scaled in proportion to the batch.
         lr_batch_size: the batch that lr is stated for.
         min_lr: where the cosine ends, whatever the batch.
@@ -31,26 +33,43 @@ class Recipe:
         weight_decay: AdamW's; none on biases, 1-d parameters and GRN.
         betas: AdamW's.
         eps: AdamW's.
+        layer_decay: factor on the learning rate for each layer group further from the head; 1 for none.
+        layer_groups: what layer_decay counts: group, the paper's 12 groups; or block, every block by itself.
+        clip_grad: largest norm of the whole gradient; 0 for no limit.
+        ema_decay: of the running average of the weights, which is then what is evaluated and saved as best; 0 for
+            none. It harms networks with BatchNorm.
+        loss: cross_entropy, or bce (binary cross-entropy over one-hot or mixed targets).
         label_smoothing: probability spread over all classes.
         drop_path: stochastic depth's rate at the last block (references keep their library's).
         layer_scale: initial LayerScale; 0 for none; unset keeps the network's own (1e-6 in V1 and the roadmap).
+        head_init_scale: factor on the classifier's initial weights and biases (references keep theirs).
         stem_stride: 4, or 2 or 1 for small images; unset keeps the network's own.
-        augment: none, affine (turn, scale, shift), crop_flip, or rand_augment (the paper's).
+        augment: none, affine (turn, scale, shift), crop_flip, rand_augment (the paper's), or trivial_augment.
+        pipeline: exact (timm's operations on PIL images) or fast (the same distribution, on smaller decoded images).
         random_erasing: probability of erasing a rectangle with noise.
         mixup: mixup's alpha; 0 for none.
         cutmix: cutmix's alpha; 0 for none.
+        repeated_augmentation: times that each drawn image comes, varied anew; an epoch keeps its length.
+        sync_batch_norm: take BatchNorm's statistics over all processes.
         val_fraction: part of each class to hold out where the data comes undivided.
-        precision: fp32, bf16 (autocast), or auto: bf16 on a GPU that has it.
+        precision: fp32, bf16 or fp16 (autocast; fp16 with loss scaling), or auto: bf16 on a GPU that has it.
         seed: of initial weights, order, augmentation, drop path and mixing.
+        checkpoint_activations: recompute each block's inside in the backward pass: less memory, about a third slower.
+        checkpoint_minutes: minutes between two checkpoints within an epoch; there is one after each epoch as well.
+        compile: torch.compile the network.
+        track: log to tensorboard, wandb or both, separated by a comma.
         device: auto (a GPU where there is one), cpu, cuda, mps.
         workers: processes that read image files; -1 for one a core, at most 8.
     """
 
     data: str = "digits"
     model: str = "convnext_tiny"
+    weights: str | None = None
     image_size: int = 224
+    eval_image_size: int | None = None
     epochs: int = 300
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 4e-3
     lr_batch_size: int = 4096
     min_lr: float = 1e-6
@@ -58,17 +77,30 @@ class Recipe:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    layer_decay: float = 1.0
+    layer_groups: Literal["group", "block"] = "group"
+    clip_grad: float = 0.0
+    ema_decay: float = 0.0
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     label_smoothing: float = 0.1
     drop_path: float = 0.1
     layer_scale: float | None = None
+    head_init_scale: float = 1.0
     stem_stride: Literal[4, 2, 1] | None = None
-    augment: Literal["none", "affine", "crop_flip", "rand_augment"] = "rand_augment"
+    augment: Literal["none", "affine", "crop_flip", "rand_augment", "trivial_augment"] = "rand_augment"
+    pipeline: Literal["exact", "fast"] = "exact"
     random_erasing: float = 0.25
     mixup: float = 0.8
     cutmix: float = 1.0
+    repeated_augmentation: int = 1
+    sync_batch_norm: bool = False
     val_fraction: float = 0.2
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 0
+    checkpoint_activations: bool = False
+    checkpoint_minutes: float = 10.0
+    compile: bool = False
+    track: str = ""
     device: str = "auto"
     workers: int = -1
 
@@ -78,22 +110,24 @@ class Recipe:
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{field.name} is {value}, needs a finite number")
-        for name in ("image_size", "epochs", "batch_size", "lr_batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, needs 1 or more")
-        for name in ("label_smoothing", "drop_path", "random_erasing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, needs a number from 0 up to, not including, 1")
-        for name in ("mixup", "cutmix", "min_lr", "warmup_epochs", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, needs 0 or more")
-        for name in ("lr", "eps"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}, needs more than 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"betas is {self.betas}, needs two numbers from 0 up to, not including, 1")
-        if not 0 < self.val_fraction < 1:
-            raise UsageError(f"val_fraction is {self.val_fraction}, needs a number between 0 and 1")
+        positive = ("image_size", "epochs", "batch_size", "accumulate", "lr_batch_size", "repeated_augmentation")
+        self.check(positive, "1 or more", lambda value: value >= 1)
+        self.check(("eval_image_size",), "1 or more", lambda value: value is None or value >= 1)
+        parts = ("label_smoothing", "drop_path", "random_erasing", "ema_decay")
+        self.check(parts, "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1)
+        counts = ("mixup", "cutmix", "min_lr", "warmup_epochs", "weight_decay", "seed", "clip_grad")
+        self.check((*counts, "checkpoint_minutes"), "0 or more", lambda value: value >= 0)
+        self.check(("lr", "eps", "head_init_scale"), "more than 0", lambda value: value > 0)
+        self.check(("layer_decay",), "a number above 0, up to 1", lambda value: 0 < value <= 1)
+        betas = "two numbers from 0 up to, not including, 1"
+        self.check(("betas",), betas, lambda value: all(0 <= beta < 1 for beta in value))
+        self.check(("val_fraction",), "a number between 0 and 1", lambda value: 0 < value < 1)
+
+    def check(self, names: tuple[str, ...], needs: str, holds: Callable[[Any], bool]) -> None:
+        """Refuse a value that is out of range."""
+        for name in names:
+            if not holds(getattr(self, name)):
+                raise UsageError(f"{name} is {getattr(self, name)}, needs {needs}")
 
     def peak_lr(self, batch_size: int) -> float:
         """The learning rate at the top of the schedule for steps of ``batch_size`` images."""
@@ -103,74 +137,20 @@ class Recipe:
         """The recipe as plain data."""
         return dataclasses.asdict(self) | {"betas": list(self.betas)}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """The recipe that :meth:`to_dict` wrote.
+
+        Raises:
+            UsageError: it has fields that this version does not know.
+        """
+        strangers = [name for name in values if name not in {field.name for field in dataclasses.fields(cls)}]
+        if strangers:
+            raise UsageError(f"the recipe has fields that this version does not know: {', '.join(strangers)}")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**values)
+
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: all but the machine's fields."""
         return {name: value for name, value in self.to_dict().items() if name not in MACHINE_FIELDS}
-
-
-def paper_1k(data: str) -> Recipe:
-    """ImageNet-1K from scratch, as in the paper: 300 epochs at 224 px, batch 4096.
-
-    Command: ``convnext train imagenet:PATH --recipe paper_1k``. Hardware: the paper's batch needs several GPUs.
-    Expected: ConvNeXt-T 81.97 +- 0.06 without EMA (paper; not run here).
-    """
-    return Recipe(data=data, model="convnext_tiny", batch_size=4096)
-
-
-def small(data: str) -> Recipe:
-    """Small images or little data, from scratch: a finer stem, milder augmentation, a smaller network, 100 epochs.
-
-    Command: ``convnext train FOLDER`` or ``convnext train cifar10``. Hardware: one GPU; two processor cores for a few
-    hundred images. Expected: depends on the data; no figure is claimed.
-    """
-    is_cifar = data in ("cifar10", "cifar100")
-    return Recipe(
-        data=data,
-        model="convnext_atto",
-        image_size=32 if is_cifar else 128,
-        epochs=100,
-        batch_size=128 if is_cifar else 64,
-        lr=1e-3,
-        lr_batch_size=128,
-        warmup_epochs=5,
-        stem_stride=1 if is_cifar else 2,
-        augment="crop_flip",
-        random_erasing=0,
-        mixup=0,
-        cutmix=0,
-    )
-
-
-def digits(data: str = "digits") -> Recipe:
-    """scikit-learn's handwritten digits at 32 px: the micro ConvNeXt, in seconds.
-
-    Command: ``convnext train digits``. Hardware: two processor cores. Expected: above 97 % top-1 on the 360 held-out
-    digits (measured; see ``benchmarks/results``).
-    """
-    return Recipe(
-        data=data,
-        model="roadmap_micro/separate_downsampling",
-        image_size=32,
-        epochs=12,
-        batch_size=96,
-        lr=6e-3,
-        lr_batch_size=96,
-        warmup_epochs=2,
-        augment="affine",
-        random_erasing=0,
-        mixup=0,
-        cutmix=0,
-    )
-
-
-RECIPES: dict[str, Callable[[str], Recipe]] = {"paper_1k": paper_1k, "small": small, "digits": digits}
-
-
-def recipe_for(data: str, name: str | None = None) -> Recipe:
-    """The recipe ``name`` for some data; without a name, the one that suits the data."""
-    if name is None:
-        name = "digits" if data == "digits" else "paper_1k" if data.startswith("imagenet:") else "small"
-    if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
-    return RECIPES[name](data)

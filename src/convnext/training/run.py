@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext.training.checkpoint import RunFolder
+from convnext.training.distributed import joined
 from convnext.training.loop import training
 from convnext.training.progress import show_training
 from convnext.training.recipe import Recipe
@@ -38,6 +39,8 @@ class Run:
 def train(recipe: Recipe, out: str | Path | None = None) -> Run:
     """Train by a recipe, with live progress on stderr; a run that stopped goes on, a finished one is read.
 
+    Under torchrun, the processes that it started train together.
+
     Args:
         recipe: what to do; see :mod:`convnext.training.recipe` for named ones.
         out: the run's folder; by default ``runs/MODEL-DATA``.
@@ -47,7 +50,9 @@ def train(recipe: Recipe, out: str | Path | None = None) -> Run:
         RunError: the work failed; the message says what is kept and how to go on.
     """
     folder = Path(out) if out is not None else default_folder(recipe)
-    show_training(training(recipe, folder), f"{recipe.model} on {recipe.data}")
+    with joined(recipe.device) as processes:
+        updates = training(recipe, folder, processes)
+        show_training(updates, f"{recipe.model} on {recipe.data}", warnings_only=not processes.first)
     return read_run(recipe, folder)
 
 

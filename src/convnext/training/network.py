@@ -1,0 +1,70 @@
+"""The recipe's network: built, and prepared for training."""
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from convnext.errors import UsageError
+from convnext.models import create_model, is_reference
+from convnext.training.recipe import Recipe
+
+
+def build(recipe: Recipe, num_classes: int) -> nn.Module:
+    """The recipe's network, freshly initialised.
+
+    Raises:
+        UsageError: the network is unknown, or the recipe's images are too small for it.
+    """
+    image_size = min(recipe.image_size, recipe.eval_image_size or recipe.image_size)
+    if is_reference(recipe.model):
+        return create_model(recipe.model, num_classes=num_classes, image_size=image_size)
+    options = {"stem_stride": recipe.stem_stride, "layer_scale": recipe.layer_scale}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options.get("layer_scale") == 0:
+        options["layer_scale"] = None
+    head = {"num_classes": num_classes, "head_init_scale": recipe.head_init_scale}
+    model = create_model(recipe.model, drop_path=recipe.drop_path, **head, **options)
+    smallest = model.smallest_image
+    if isinstance(smallest, int) and image_size < smallest:
+        raise UsageError(
+            f"image size {image_size} is too small for {recipe.model} (needs at least {smallest}): pass "
+            f"--image-size {smallest} or more"
+        )
+    return model
+
+
+def smallest_batch(model: nn.Module) -> int:
+    """Images that a network needs at once in training: BatchNorm has no statistics of one image."""
+    return 2 if any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules()) else 1
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """A network's blocks by name, in order: the outermost modules in a sequence that are of the network's own classes.
+
+    Works for this package's networks, torchvision's and timm's alike; of timm's, a stage counts as a block.
+    """
+    found: dict[str, nn.Module] = {}
+    for parent, sequence in model.named_modules():
+        if isinstance(sequence, nn.Sequential | nn.ModuleList) and not parent.startswith(tuple(f"{n}." for n in found)):
+            for name, child in sequence.named_children():
+                own = not type(child).__module__.startswith("torch.nn")
+                if own and any(True for _ in child.children()):
+                    found[f"{parent}.{name}" if parent else name] = child
+    return {name: found[name] for name, _ in model.named_modules() if name in found}
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Have every block keep its input only, and compute its inside again in the backward pass.
+
+    Raises:
+        UsageError: the network has no blocks that can be told apart.
+    """
+    if hasattr(model, "set_grad_checkpointing"):  # timm's own way, which is finer
+        model.set_grad_checkpointing()  # pyright: ignore[reportCallIssue]
+        return
+    found = blocks(model)
+    if not found:
+        raise UsageError(f"{type(model).__name__} has no blocks to recompute: leave --checkpoint-activations out")
+    for block in found.values():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
