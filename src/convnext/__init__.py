@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from convnext.models.cost import Cost, cost
     from convnext.training.recipe import Recipe, recipe_for
     from convnext.training.run import Run, train
+    from convnext.weights.load import Loaded, load_weights
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "ConvNeXtError",
     "Cost",
     "Design",
+    "Loaded",
     "Recipe",
     "Run",
     "RunError",
@@ -26,6 +28,7 @@ __all__ = [
     "cost",
     "create_model",
     "list_models",
+    "load_weights",
     "recipe_for",
     "roadmap",
     "train",
@@ -37,6 +40,7 @@ _HOMES = {
     "convnext.models.cost": ("Cost", "cost"),
     "convnext.training.recipe": ("Recipe", "recipe_for"),
     "convnext.training.run": ("Run", "train"),
+    "convnext.weights.load": ("Loaded", "load_weights"),
 }
 
 
