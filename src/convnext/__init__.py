@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from convnext.training.recipe import Recipe
     from convnext.training.recipes import recipe_for
     from convnext.training.run import Run, train
+    from convnext.weights.load import Loaded, load_weights
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "ConvNeXtError",
     "Cost",
     "Design",
+    "Loaded",
     "Recipe",
     "Run",
     "RunError",
@@ -27,6 +29,7 @@ __all__ = [
     "cost",
     "create_model",
     "list_models",
+    "load_weights",
     "recipe_for",
     "roadmap",
     "train",
@@ -39,6 +42,7 @@ _HOMES = {
     "convnext.training.recipe": ("Recipe",),
     "convnext.training.recipes": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),
+    "convnext.weights.load": ("Loaded", "load_weights"),
 }
 
 
