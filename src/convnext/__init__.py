@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from convnext.errors import ConvNeXtError, RunError, UsageError
     from convnext.models import Design, create_model, list_models, roadmap
     from convnext.models.cost import Cost, cost
+    from convnext.training.choice import recipe_for
     from convnext.training.recipe import Recipe
-    from convnext.training.recipes import recipe_for
     from convnext.training.run import Run, train
     from convnext.weights.load import Loaded, load_weights
 
@@ -40,7 +40,7 @@ _HOMES = {
     "convnext.models": ("Design", "create_model", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
     "convnext.training.recipe": ("Recipe",),
-    "convnext.training.recipes": ("recipe_for",),
+    "convnext.training.choice": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),
     "convnext.weights.load": ("Loaded", "load_weights"),
 }

@@ -3,6 +3,7 @@
 import dataclasses
 import json as json_format
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from convnext.errors import ConvNeXtError
+from convnext.errors import ConvNeXtError, UsageError, unknown_name
+from convnext.files import is_vacant
+from convnext.training.choice import choose_recipe
 from convnext.training.recipe import Recipe
-from convnext.training.recipes import recipe_for
 
 INTERRUPTED = 130
 DESCRIPTION = "From a ResNet to a ConvNeXt, one measured step at a time; and from there to a trained network."
@@ -96,22 +98,31 @@ class TrainArguments(Recipe):
     data: Positional[str] = "digits"
     """digits, cifar10, cifar100, imagenet:PATH, or the path of a folder with train/ and val/ or a folder a class."""
     recipe: str | None = None
-    """digits, small or paper_1k; chosen by the data unless given. The defaults below are those of the recipe."""
+    """One of `convnext recipes`; chosen by the data unless given. The defaults below are those of the recipe."""
     out: Path | None = None
     """The run's folder; runs/MODEL-DATA by default."""
+    resume: bool = True
+    """Go on with the run in that folder; with --no-resume, a folder that has one is refused."""
     json: bool = False
     """Print the outcome as JSON on the last line of stdout."""
 
 
-def train(arguments: TrainArguments) -> None:
-    """Train by the recipe in ``arguments``."""
+def train(arguments: TrainArguments, why: str) -> None:
+    """Train by the recipe in ``arguments``, after a word on ``why`` it is this one."""
+    from convnext.training.distributed import is_first
     from convnext.training.run import default_folder
     from convnext.training.run import train as train_recipe
 
     recipe = Recipe(**recipe_fields(arguments))
     folder = arguments.out or default_folder(recipe)
+    if not arguments.resume and not is_vacant(folder):
+        raise UsageError(f"{folder} is not empty: leave --no-resume out to go on there, or choose another with --out")
+    if is_first():
+        note(f"{why}. Trains {recipe.model} for {recipe.epochs} epochs; --help lists every field.")
     with interruptible(folder):
         run = train_recipe(recipe, folder)
+    if not is_first():
+        return
     if arguments.json:
         images = [metrics["images_per_second"] for metrics in run.metrics]
         outcome = {
@@ -122,7 +133,34 @@ def train(arguments: TrainArguments) -> None:
             "images_per_second": sum(images) / len(images),
         }
         print(json_format.dumps(outcome))
-    note(f"Best top-1 {run.best['top1']:.2f} % (epoch {run.best['epoch']}). Weights: {run.dir / 'best.safetensors'}")
+    averaged = ", running average" if run.best["weights"] == "average" else ""
+    note(f"Best top-1 {run.best['top1']:.2f} % (epoch {run.best['epoch']} of {recipe.epochs}{averaged})")
+    note(f"Weights:  {run.dir / 'best.safetensors'}")
+    note(f"Curves:   {run.dir / 'curves.png'}")
+    note(f"Evaluate: {shlex.join(['convnext', 'evaluate', str(run.dir)])}")
+
+
+def recipes(name: Positional[str] = "", json: bool = False) -> None:
+    """List the named recipes, or show one in full.
+
+    Args:
+        name: a recipe's name; all unless given.
+        json: print every field of each as JSON on stdout.
+    """
+    from convnext.training.progress import console_on
+    from convnext.training.recipes import RECIPES
+    from convnext.training.recipes_table import described, recipe_table, recipes_table
+
+    if name and name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    chosen = {known: recipe for known, recipe in RECIPES.items() if name in ("", known)}
+    if json:
+        print_json([described(recipe) for recipe in chosen.values()])
+    elif name:
+        console_on(sys.stdout).print(described(chosen[name])["contract"], highlight=False, markup=False)
+        console_on(sys.stdout).print(recipe_table(chosen[name]("DATA")))
+    else:
+        console_on(sys.stdout).print(recipes_table([described(recipe) for recipe in chosen.values()]))
 
 
 def models(pattern: Positional[str] = "*", image_size: int = 224, json: bool = False) -> None:
@@ -147,20 +185,28 @@ def models(pattern: Positional[str] = "*", image_size: int = 224, json: bool = F
 def run(words: Sequence[str]) -> None:
     """Parse the words and call the command that they name."""
     if words[:1] == ["train"]:
-        train(parse_train(words[1:]))
+        train(*parse_train(words[1:]))
     else:
-        commands: dict[str, Callable[..., Any]] = {"roadmap": roadmap, "train": TrainArguments, "models": models}
+        commands: dict[str, Callable[..., Any]] = {
+            "roadmap": roadmap,
+            "train": TrainArguments,
+            "recipes": recipes,
+            "models": models,
+        }
         tyro.extras.subcommand_cli_from_dict(commands, prog="convnext", description=DESCRIPTION, args=words)
 
 
-def parse_train(words: Sequence[str]) -> TrainArguments:
-    """Read the words twice: first for data and recipe, then with that recipe's values as the defaults."""
-    asked = tyro.cli(
-        TrainArguments, prog="convnext train", args=[word for word in words if word not in ("-h", "--help")]
-    )
-    recipe = recipe_for(asked.data, asked.recipe)
-    default = TrainArguments(**recipe_fields(recipe))
-    return tyro.cli(TrainArguments, prog="convnext train", args=words, default=default)
+def parse_train(words: Sequence[str]) -> tuple[TrainArguments, str]:
+    """Read the words twice: first for data, recipe and model, then with that recipe's values as the defaults.
+
+    Returns:
+        The arguments, and in words which recipe it is and why.
+    """
+    without_help = [word for word in words if word not in ("-h", "--help")]
+    asked = tyro.cli(TrainArguments, prog="convnext train", args=without_help, default=TrainArguments(model=""))
+    choice = choose_recipe(asked.data, asked.recipe, asked.model or None)
+    default = TrainArguments(**recipe_fields(choice.recipe))
+    return tyro.cli(TrainArguments, prog="convnext train", args=words, default=default), str(choice)
 
 
 def recipe_fields(recipe: Recipe) -> dict[str, Any]:
@@ -173,9 +219,9 @@ def interruptible(folder: Path | None) -> Iterator[None]:
     """Say what Ctrl-C leaves behind."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         kept = f"Interrupted. What is finished is kept in {folder}: the same command goes on from there."
-        raise KeyboardInterrupt(kept if folder else "") from None
+        raise KeyboardInterrupt(str(interrupt) or (kept if folder else "")) from None
 
 
 def names(words: str) -> list[str]:
@@ -200,7 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(words)
         sys.stdout.flush()
     except ConvNeXtError as error:
-        note(f"error: {error}")
+        rank = os.environ.get("RANK", "0")  # torchrun's; what is wrong with the words, the first process says for all
+        if rank == "0" or not isinstance(error, UsageError):
+            note(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}")
         return error.exit_status
     except KeyboardInterrupt as interrupt:
         note(str(interrupt) or "Interrupted.")

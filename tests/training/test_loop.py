@@ -18,11 +18,12 @@ import convnext
 from convnext.data import FileImages, load_data
 from convnext.errors import DivergedError, RunError, UsageError
 from convnext.training.checkpoint import RunFolder
+from convnext.training.choice import recipe_for
 from convnext.training.loop import training
 from convnext.training.network import build
 from convnext.training.objective import Objective
 from convnext.training.recipe import Recipe
-from convnext.training.recipes import digits, recipe_for, small
+from convnext.training.recipes import digits, small
 from convnext.training.run import default_folder, train
 from tests.conftest import MakeFolder
 
@@ -43,6 +44,8 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
     names = [
         "best.safetensors",
         "classes.json",
+        "curves.png",
+        "curves.svg",
         "data.json",
         "environment.json",
         "last.pt",
@@ -285,7 +288,7 @@ def test_an_odd_batch_can_be_mixed() -> None:
 
 def test_default_folder() -> None:
     assert default_folder(recipe_for("digits")) == Path("runs/roadmap_micro-separate_downsampling-digits")
-    assert default_folder(recipe_for("some/photos/")) == Path("runs/convnext_atto-photos")
+    assert default_folder(small("some/photos/")) == Path("runs/convnext_atto-photos")
 
 
 @pytest.mark.slow

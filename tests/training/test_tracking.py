@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convnext.errors import RunError, UsageError
-from convnext.training.recipe import digits
+from convnext.training.recipes import digits
 from convnext.training.tracking import check_trackers, open_trackers
 
 RECIPE = digits().to_dict()

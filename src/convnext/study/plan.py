@@ -19,10 +19,13 @@ from convnext.models.roadmap import Step
 from convnext.training.machine import choose_device
 from convnext.training.network import build
 from convnext.training.recipe import Recipe
-from convnext.training.recipes import recipe_for
+from convnext.training.recipes import from_scratch
 from convnext.training.run import data_name
 
 IMAGENET_SHAPE = "imagenet"  # no data, only its shape: 1000 classes and 224 px
+EPOCHS = {
+    "digits": 12
+}  # fewer than the data's recipe has: enough to tell the steps apart, in a demonstration's minutes
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,17 @@ def make_plan(
             raise UsageError(f"{name} is no reference: name its library as well, torchvision/{name} or timm/{name}")
     images, notes = None, ()
     if data is None and not train and regime != "micro":
-        recipe, num_classes = recipe_for("imagenet:"), 1000
+        recipe, num_classes = from_scratch("imagenet:"), 1000
         recipe = dataclasses.replace(recipe, data=IMAGENET_SHAPE)
     else:
-        recipe = recipe_for("digits" if data is None else data)
+        recipe = from_scratch("digits" if data is None else data)
+        recipe = dataclasses.replace(recipe, epochs=EPOCHS.get(recipe.data, recipe.epochs))
         loaded = load_data(recipe.data, val_fraction=recipe.val_fraction)
         num_classes, images, notes = len(loaded.classes), loaded.fingerprint, loaded.notes
     change: dict[str, Any] = {"epochs": epochs, "image_size": image_size}
     change = {name: value for name, value in change.items() if value is not None}
-    recipe = dataclasses.replace(recipe, model="", seed=0, stem_stride=None, device=device, **change)
+    # As in the paper, without the running average of the weights, which harms networks with BatchNorm.
+    recipe = dataclasses.replace(recipe, model="", seed=0, stem_stride=None, ema_decay=0.0, device=device, **change)
     folder = out
     if folder is None and train:
         folder = Path("runs") / f"roadmap-{regime}-{data_name(recipe.data)}"

@@ -52,6 +52,11 @@ class RunFolder:
                     "choose another folder with --out, or the same recipe to go on"
                 )
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.dir / "last.pt").exists()
+
     def begin(self, recipe: Recipe, data: ImageData) -> None:
         """Record recipe, classes, images, and the environment."""
         write_json(self.dir / "data.json", {"images": data.fingerprint} | ({"split": data.split} if data.split else {}))

@@ -13,6 +13,7 @@ from convnext.training.network import build, checkpoint_blocks, smallest_batch
 from convnext.training.objective import Objective
 from convnext.training.optimizer import adamw
 from convnext.training.recipe import Recipe
+from convnext.weights import load_weights, resolve
 
 
 class Learner:
@@ -54,6 +55,25 @@ class Learner:
     def evaluated(self) -> nn.Module:
         """The network that is evaluated and saved as best."""
         return self.model if self.average is None else self.average.module
+
+    def load_start(self) -> tuple[str, ...]:
+        """Take the recipe's starting weights, where it names some; returns what should be said of them.
+
+        Raises:
+            UsageError: there are no such weights, or they do not fit the network.
+            RunError: they cannot be downloaded, or are damaged.
+        """
+        if self.recipe.weights is None:
+            return ()
+        if not self.processes.first:
+            self.processes.wait()  # until the first one has downloaded them
+        found = resolve(self.recipe.weights, self.recipe.model)
+        if self.processes.first:
+            self.processes.wait()
+        loaded = load_weights(self.model, found.path)
+        if self.average is not None:
+            self.average.set(self.model)
+        return (f"starting from {loaded.path}: {loaded.loaded} tensors", *found.notes, *loaded.notes)
 
     def set_rate(self, lr: float) -> None:
         """Set the learning rate; each group of parameters takes its part of it."""

@@ -52,6 +52,8 @@ class Progress:
         images_per_second: of the epoch under way, or of the last one, in training, over all processes.
         data_wait: the part of that time in which the next images were not ready, from 0 to 1.
         seconds_left: at this session's pace; None before there is one.
+        metrics: of the epoch that has just ended; None within an epoch.
+        notes: what should be said, new since the progress before.
         warnings: what should be said aloud, new since the progress before.
     """
 
@@ -65,6 +67,8 @@ class Progress:
     images_per_second: float = 0.0
     data_wait: float = 0.0
     seconds_left: float | None = None
+    metrics: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -99,6 +103,7 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
     share = train_batches.batch_size // processes.count  # images a step of this process
     if share // recipe.accumulate < learner.smallest_batch:
         raise UsageError(f"{recipe.model} has BatchNorm, which takes batches of 2 images or more: raise --batch-size")
+    notes = data.notes + (() if run.is_begun else learner.load_start())
     peak_lr = recipe.peak_lr(train_batches.batch_size)
     warmup_steps = min(round(recipe.warmup_epochs * steps), epochs * steps // 2)
     rate_at = partial(
@@ -112,7 +117,7 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
         checkpoints.begin(recipe, data, log)
         best = max((metrics["top1"] for metrics in log), default=-math.inf)
         said: set[str] = set()  # warnings
-        progress = Progress(first_epoch, epochs, first_step, steps, warnings=data.notes)
+        progress = Progress(first_epoch, epochs, first_step, steps, notes=notes)
         yield progress
 
         session_start, session_steps = time.perf_counter(), 0
@@ -153,6 +158,8 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
                         raise request.outcome(f"epoch {epoch + 1}, step {step + 1}: {checkpoints.kept}")
                 progress = replace(
                     progress,
+                    metrics=None,
+                    notes=(),
                     epoch=epoch,
                     step=step + 1,
                     lr=lr,
@@ -198,7 +205,15 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
             if meter.waits_for_data and train_batches.loader is not None:
                 warnings.append(WAITING)
             first_step, meter_state = 0, None
-            progress = replace(progress, epoch=epoch + 1, step=0, top1=result.top1, warnings=unsaid(warnings, said))
+            progress = replace(
+                progress,
+                epoch=epoch + 1,
+                step=0,
+                top1=result.top1,
+                metrics=log[-1],
+                notes=(),
+                warnings=unsaid(warnings, said),
+            )
             yield progress
 
 

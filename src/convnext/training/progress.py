@@ -26,19 +26,26 @@ def say_warnings(warnings: Iterable[str], console: Console) -> None:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def show_training(updates: Iterable[Progress], title: str, warnings_only: bool = False) -> None:
-    """Follow a training to its end, on stderr; of all processes but the first, only the warnings are shown."""
+def show_warnings(updates: Iterable[Progress]) -> None:
+    """Follow a training to its end with its warnings alone: what all processes but the first show."""
+    console = console_on(sys.stderr)
+    for progress in updates:
+        say_warnings(progress.warnings, console)
+
+
+def show_training(updates: Iterable[Progress], title: str) -> None:
+    """Follow a training to its end, on stderr."""
     console = console_on(sys.stderr)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
     last_line = time.perf_counter()
-    with RichProgress(*columns, console=console, disable=warnings_only or not console.is_terminal) as bar:
+    with RichProgress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0, state="")
         for progress in updates:
+            for note in progress.notes:
+                console.print(note, markup=False, highlight=False, soft_wrap=True)
             say_warnings(progress.warnings, console)
             bar.update(task, completed=progress.fraction, state=describe(progress))
             finished = progress.epoch == progress.epochs
-            if warnings_only:
-                continue
             if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):
                 console.print(f"{title}: {describe(progress)}", markup=False, highlight=False, soft_wrap=True)
                 last_line = time.perf_counter()
@@ -47,11 +54,16 @@ def show_training(updates: Iterable[Progress], title: str, warnings_only: bool =
 def describe(progress: Progress) -> str:
     """A training's state in a line."""
     epoch = min(progress.epoch + 1, progress.epochs)
-    parts = [f"epoch {epoch}/{progress.epochs}", f"{progress.images_per_second:,.0f} images/s"]
+    parts = [f"epoch {epoch}/{progress.epochs}"]
+    if progress.step:
+        parts.append(f"step {progress.step}/{progress.steps}")
+    parts.append(f"{progress.images_per_second:,.0f} images/s")
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.top1 is not None:
         parts.append(f"top-1 {progress.top1:.1f} %")
+    parts.append(f"lr {progress.lr:.2g}")
+    parts.append(f"data wait {100 * progress.data_wait:.0f} %")
     if progress.seconds_left is not None:
         parts.append(f"{duration(progress.seconds_left)} left")
     return "  ".join(parts)

@@ -1,4 +1,4 @@
-"""Named recipes: functions that return a whole `Recipe` for some data, and the choice among them.
+"""Named recipes: functions that return a whole `Recipe` for some data.
 
 A recipe's docstring is its contract: command, hardware, expected result, and whether that is the paper's or measured.
 Where a recipe depends on the network (stochastic depth above all), it takes the network's name.
@@ -7,7 +7,6 @@ Where a recipe depends on the network (stochastic depth above all), it takes the
 from collections.abc import Callable
 from dataclasses import replace
 
-from convnext.errors import unknown_name
 from convnext.training.recipe import Recipe
 
 # Rates of stochastic depth by network: the paper's tables, and for V2 its published commands.
@@ -202,14 +201,14 @@ def small(data: str, model: str = "convnext_atto") -> Recipe:
 def digits(data: str = "digits", model: str = "roadmap_micro/separate_downsampling") -> Recipe:
     """scikit-learn's handwritten digits at 32 px: the micro ConvNeXt, in seconds.
 
-    Command: ``convnext train digits``. Hardware: two processor cores. Expected: above 97 % top-1 on the 360 held-out
-    digits (measured; see ``benchmarks/results``).
+    Command: ``convnext train digits``. Hardware: two processor cores. Expected: at least 98.5 % top-1 on the 360
+    held-out digits within three minutes (measured; see ``benchmarks/results``).
     """
     return Recipe(
         data=data,
         model=model,
         image_size=32,
-        epochs=12,
+        epochs=30,
         batch_size=96,
         lr=6e-3,
         lr_batch_size=96,
@@ -238,14 +237,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 }
 
 
-def recipe_for(data: str, name: str | None = None, model: str | None = None) -> Recipe:
-    """The recipe ``name`` for some data and network; without a name, the one that suits the data.
-
-    Raises:
-        UsageError: there is no such recipe.
-    """
-    if name is None:
-        name = "digits" if data == "digits" else "paper_1k" if data.startswith("imagenet:") else "small"
-    if name not in RECIPES:
-        raise unknown_name("recipe", name, RECIPES)
-    return RECIPES[name](data, model) if model else RECIPES[name](data)
+def from_scratch(data: str) -> Recipe:
+    """The recipe that trains any network on some data from random weights, by the name of the data."""
+    name = "digits" if data == "digits" else "paper_1k" if data.startswith("imagenet:") else "small"
+    return RECIPES[name](data)

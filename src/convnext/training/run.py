@@ -1,14 +1,20 @@
 """`train`: a recipe in, a run out."""
 
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convnext.training.checkpoint import RunFolder
+from convnext.training.curves import write_curves
 from convnext.training.distributed import joined
-from convnext.training.loop import training
-from convnext.training.progress import show_training
+from convnext.training.loop import Progress, training
+from convnext.training.progress import show_training, show_warnings
 from convnext.training.recipe import Recipe
+from convnext.training.tracking import check_trackers, open_trackers
+
+TRACK_EVERY = 10  # steps between two records of the loss within an epoch
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,45 @@ def train(recipe: Recipe, out: str | Path | None = None) -> Run:
         RunError: the work failed; the message says what is kept and how to go on.
     """
     folder = Path(out) if out is not None else default_folder(recipe)
+    title = f"{recipe.model} on {recipe.data}"
+    trackers = tuple(name.strip() for name in recipe.track.split(",") if name.strip())
+    check_trackers(trackers)
     with joined(recipe.device) as processes:
         updates = training(recipe, folder, processes)
-        show_training(updates, f"{recipe.model} on {recipe.data}", warnings_only=not processes.first)
-    return read_run(recipe, folder)
+        if processes.first:
+            show_training(tracked(updates, trackers, folder, recipe), title)
+        else:
+            show_warnings(updates)
+    run = read_run(recipe, folder)
+    if processes.first:
+        write_curves(folder, run.metrics, title)
+    return run
+
+
+def tracked(
+    updates: Iterable[Progress], names: tuple[str, ...], folder: Path, recipe: Recipe
+) -> Generator[Progress, None, None]:
+    """Pass a training's progress on, and record it with the trackers that are named."""
+    trackers = None
+    with closing(iter(updates)) as updates:  # pyright: ignore[reportArgumentType]
+        try:
+            for progress in updates:
+                step = progress.epoch * progress.steps + progress.step
+                if trackers is None:  # the first says where the training stands
+                    trackers = open_trackers(names, folder, recipe.to_dict(), first_step=step + 1)
+                elif progress.metrics is not None:
+                    trackers.log(step, figures(progress.metrics))
+                elif progress.step % TRACK_EVERY == 0 and progress.step < progress.steps and progress.loss is not None:
+                    trackers.log(step, {"train_loss": progress.loss, "lr": progress.lr})
+                yield progress
+        finally:
+            if trackers is not None:
+                trackers.close()
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers among an epoch's metrics."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def read_run(recipe: Recipe, folder: Path) -> Run:
