@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import convnext
-from convnext.study.figure import draw, render
+from convnext.figures import render
+from convnext.study.figure import draw
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

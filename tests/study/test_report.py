@@ -10,7 +10,8 @@ import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from convnext.study.figure import draw, render
+from convnext.figures import render
+from convnext.study.figure import draw
 from convnext.study.plan import make_plan
 from convnext.study.report import render_page
 from convnext.study.run import run_study

@@ -1,6 +1,5 @@
 """The paper's figure 2 from a study's results: a bar a step, cost beside it, the paper's figures on their own axes."""
 
-import io
 from typing import Any
 
 import matplotlib
@@ -8,15 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-KEPT, BRANCH, PAPER, REFERENCE = "#0072B2", "#9BC4DE", "#D55E00", "#555555"  # told apart by the colour-blind as well
+from convnext.figures import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE
+
+KEPT, BRANCH, PAPER, REFERENCE = BLUE, LIGHT_BLUE, ORANGE, GREY
 BUBBLES = 4.6  # inches of height
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "",
-}
 
 
 def draw(results: dict[str, Any]) -> Figure:
@@ -46,15 +40,6 @@ def draw(results: dict[str, Any]) -> Figure:
             fontweight="bold",
         )
         return figure
-
-
-def render(figure: Figure, image_format: str) -> bytes:
-    """The figure as a file of ``png`` or ``svg``; the same bytes for the same results."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if image_format == "svg" else None
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=image_format, dpi=150, facecolor="white", metadata=metadata)
-    return buffer.getvalue()
 
 
 def draw_accuracy(axes: Axes, results: dict[str, Any]) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import jinja2
 
+from convnext.figures import write_figure
 from convnext.files import write_atomically
 from convnext.quantities import duration, per_second, quantity, spread
-from convnext.study.figure import draw, render
+from convnext.study.figure import draw
 
 
 def write_report(results: dict[str, Any], folder: Path) -> Path:
@@ -18,10 +19,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
         results: the document of :func:`convnext.study.results.collect`.
         folder: where to.
     """
-    figure = draw(results)
-    svg = render(figure, "svg")
-    write_atomically(folder / "roadmap.png", render(figure, "png"))
-    write_atomically(folder / "roadmap.svg", svg)
+    svg = write_figure(draw(results), folder / "roadmap")
     page = folder / "report.html"
     write_atomically(page, render_page(results, svg.decode()))
     return page

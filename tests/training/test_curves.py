@@ -1,0 +1,134 @@
+"""The curves of a run: what they show, for one epoch and for hundreds, and the files."""
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from convnext.errors import RunError
+from convnext.training.curves import draw, write_curves
+
+TITLE = "convnext_tiny on flowers"
+
+
+def metrics(epochs: int, averaged: bool = False) -> list[dict[str, Any]]:
+    """Rows as of metrics.jsonl: the best epoch is the last but one, where there are two."""
+    rows = []
+    for epoch in range(1, epochs + 1):
+        top1 = 90 * (1 - math.exp(-5 * epoch / epochs)) - (1 if epoch == epochs > 1 else 0)
+        row = {"epoch": epoch, "lr": 4e-3 / epoch, "train_loss": 3 / epoch, "loss": 2 / epoch, "top1": top1}
+        row |= {"top5": min(100.0, top1 + 9), "images_per_second": 900.0, "seconds": 2.0}
+        rows.append(row | ({"ema_top1": top1 + 1} if averaged else {}))
+    return rows
+
+
+def lines(figure: Figure) -> dict[str, list[list[float]]]:
+    """The points of every line by its label."""
+    found = [line for axes in figure.axes for line in axes.get_lines()]
+    return {str(line.get_label()): [list(map(float, pair)) for pair in line.get_xydata()] for line in found}  # pyright: ignore
+
+
+def labels_out_of_view(axes: Axes) -> list[Text]:
+    """Labels of ticks beyond the ends of their axis, which are not drawn."""
+    hidden = []
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not low <= tick.get_loc() <= high:
+                hidden += [tick.label1, tick.label2]
+    return hidden
+
+
+@pytest.mark.parametrize("epochs", [1, 12, 600])
+def test_every_figure_is_shown(epochs: int) -> None:
+    rows = metrics(epochs)
+    shown = lines(draw(rows, TITLE))
+    for name, label in (("top1", "top-1"), ("top5", "top-5"), ("loss", "held out"), ("lr", "learning rate")):
+        assert shown[label] == [[row["epoch"], row[name]] for row in rows]
+    assert any(
+        label.startswith("training") and points[0] == [1, rows[0]["train_loss"]] for label, points in shown.items()
+    )
+    assert "top-1 of averaged weights" not in shown
+
+
+def test_best_epoch_is_marked_with_its_value() -> None:
+    rows = metrics(12)
+    best = max(row["top1"] for row in rows)
+    assert lines(draw(rows, TITLE))[f"best: {best:.2f} % at epoch 11"] == [[11, best]]
+
+
+def test_averaged_weights() -> None:
+    rows = metrics(12, averaged=True)
+    rows[0]["ema_top1"] = None  # not measured
+    best = max(row["ema_top1"] or 0 for row in rows)
+    shown = lines(draw(rows, TITLE))
+    assert shown["top-1 of averaged weights"] == [[row["epoch"], row["ema_top1"]] for row in rows[1:]]
+    assert shown[f"best: {best:.2f} % at epoch 11"] == [[11, best]]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 12, 300, 600])
+def test_axes(epochs: int) -> None:
+    accuracy, losses, rate = draw(metrics(epochs), TITLE).axes
+    labels = [axes.get_ylabel() for axes in (accuracy, losses, rate)]
+    assert labels == ["held-out accuracy, %", "cross-entropy, nats", "learning rate"]
+    assert rate.get_xlabel() == "epoch"
+    low, high = rate.get_xlim()
+    assert low < 1 <= epochs < high
+    assert all(float(tick).is_integer() for tick in rate.get_xticks())
+    assert all(0 <= tick <= 100 for tick in accuracy.get_yticks())
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 12, 300, 600])
+@pytest.mark.parametrize("title", [TITLE, "timm/" + "deit_tiny_distilled_patch16_224 " * 4, "a $ of_{ folder"])
+def test_texts_do_not_overlap_and_stay_inside(epochs: int, title: str) -> None:
+    figure = draw(metrics(epochs, averaged=True), title)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    texts = figure.findobj(Text)
+    hidden = [label for axes in figure.axes for label in labels_out_of_view(axes)]
+    texts = [text for text in texts if text.get_visible() and text.get_text() and text not in hidden]
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+    assert len(boxes) > 10
+    for (text, box), (other, beside) in itertools.combinations(boxes, 2):
+        assert not box.overlaps(beside), f"{text!r} overlaps {other!r}"
+    for text, box in boxes:
+        assert figure.bbox.x0 <= box.x0, text
+        assert box.x1 <= figure.bbox.x1, text
+
+
+def test_files(tmp_path: Path) -> None:
+    path = write_curves(tmp_path, metrics(12), TITLE)
+    assert path == tmp_path / "curves.png"
+    image = Image.open(path)
+    assert image.width >= 1000
+    assert image.convert("L").getextrema() != (255, 255)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["curves.png", "curves.svg"]
+    svg = (tmp_path / "curves.svg").read_bytes()
+    assert b"<svg" in svg
+    write_curves(tmp_path, metrics(12), TITLE)
+    assert (tmp_path / "curves.svg").read_bytes() == svg
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(RunError, match=r"cannot write .*curves\.png"):
+        write_curves(tmp_path / "run", metrics(1), TITLE)
+
+
+def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    write_curves(tmp_path, metrics(2), TITLE)
+    assert dict(matplotlib.rcParams) == before
+    code = "import sys, convnext.training.curves; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
