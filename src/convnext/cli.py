@@ -15,7 +15,6 @@ from tyro.conf import Positional
 
 from convnext.errors import ConvNeXtError, UsageError, unknown_name
 from convnext.files import is_vacant
-from convnext.training.choice import choose_recipe
 from convnext.training.recipe import Recipe
 
 INTERRUPTED = 130
@@ -202,6 +201,8 @@ def parse_train(words: Sequence[str]) -> tuple[TrainArguments, str]:
     Returns:
         The arguments, and in words which recipe it is and why.
     """
+    from convnext.training.choice import choose_recipe
+
     without_help = [word for word in words if word not in ("-h", "--help")]
     asked = tyro.cli(TrainArguments, prog="convnext train", args=without_help, default=TrainArguments(model=""))
     choice = choose_recipe(asked.data, asked.recipe, asked.model or None)

@@ -58,10 +58,10 @@ def draw(metrics: list[dict[str, Any]], title: str) -> Figure:
 
 
 def draw_accuracy(axes: Axes, metrics: list[dict[str, Any]]) -> None:
-    """Held-out accuracy: top-1, top-5 lighter, that of averaged weights where there are such; the best one marked."""
+    """Held-out accuracy: top-1, top-5 lighter, and where the weights are averaged that without; the best marked."""
     curve(axes, metrics, "top1", "top-1", color=BLUE)
     curve(axes, metrics, "top5", "top-5", color=LIGHT_BLUE)
-    curve(axes, metrics, "ema_top1", "top-1 of averaged weights", color=ORANGE)
+    curve(axes, metrics, "model_top1", "top-1 without averaging", color=ORANGE)
     best, epoch = best_of(metrics)
     label = f"best: {best:.2f} % at epoch {epoch}"
     axes.plot(epoch, best, "o", color="black", markersize=8, fillstyle="none", linestyle="none", label=label, zorder=4)
@@ -70,14 +70,9 @@ def draw_accuracy(axes: Axes, metrics: list[dict[str, Any]]) -> None:
 
 
 def best_of(metrics: list[dict[str, Any]]) -> tuple[float, int]:
-    """The best top-1 in %, of the weights or of their average, and the first epoch that has it."""
-    values = [
-        (value, row["epoch"])
-        for row in metrics
-        for name in ("top1", "ema_top1")
-        if (value := row.get(name)) is not None
-    ]
-    return max(values, key=lambda pair: pair[0])
+    """The best top-1 in %, and the first epoch that has it."""
+    best = max(metrics, key=lambda row: row["top1"])
+    return best["top1"], best["epoch"]
 
 
 def curve(axes: Axes, metrics: list[dict[str, Any]], name: str, label: str, *, color: str) -> None:

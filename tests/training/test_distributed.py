@@ -1,0 +1,165 @@
+"""Several processes: the same training as one, exact, and a clear end when one of them dies."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from convnext.errors import UsageError
+from convnext.training.distributed import Processes
+from convnext.training.learner import Learner
+from convnext.training.recipe import Recipe
+from convnext.training.recipes import small
+from convnext.training.run import train
+from tests.conftest import MakeFolder
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "RANK": "", "WORLD_SIZE": ""}
+
+
+@pytest.fixture
+def data(make_folder: MakeFolder) -> Path:
+    return make_folder({"train/cat": 20, "train/dog": 20, "val/cat": 4, "val/dog": 3})
+
+
+def recipe(data: Path, **change: Any) -> Recipe:
+    """Ten steps of eight images."""
+    values: dict[str, Any] = {
+        "model": "roadmap_micro/separate_downsampling",
+        "image_size": 32,
+        "stem_stride": 4,
+        "epochs": 2,
+        "batch_size": 8,
+        "workers": 0,
+        "drop_path": 0.0,
+    }
+    values |= {"augment": "rand_augment", "random_erasing": 0.0, "ema_decay": 0.9, "clip_grad": 1.0, "seed": 1}
+    values |= {"warmup_epochs": 0, "lr": 1e-3, "lr_batch_size": 8}
+    return dataclasses.replace(small(str(data)), **values | change)
+
+
+def words(recipe: Recipe, out: Path) -> list[str]:
+    """A recipe as the command line's words."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in recipe.to_dict().items() if name != "data"}
+    plain = [(flag, str(value)) for flag, value in given.items() if type(value) in (int, float, str) and value != ""]
+    return ["train", recipe.data, "--out", str(out), *(word for pair in plain for word in pair)]
+
+
+def launch(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
+    launcher = launcher or ("--standalone", "--nproc-per-node", "2")
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "convnext", *arguments]
+    env = {name: value for name, value in ONE_THREAD.items() if value}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    out, said = process.communicate(timeout=seconds)
+    assert process.returncode == 0, said
+    return out
+
+
+def learned(folder: Path) -> dict[str, dict[str, Tensor]]:
+    state = torch.load(folder / "last.pt", weights_only=True)["learner"]
+    return {part: state[part] for part in ("model", "average")}
+
+
+def assert_close(first: Path, second: Path) -> None:
+    torch.testing.assert_close(learned(first), learned(second), rtol=0, atol=1e-5)
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, second)]
+    for one, other in zip(*logs, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert (one["images"], one["top1"]) == (other["images"], other["top1"])
+
+
+def test_two_processes_equal_one_at_the_same_batch(data: Path, tmp_path: Path) -> None:
+    finish(launch(words(recipe(data), tmp_path / "two")))
+    train(recipe(data), tmp_path / "one")
+    train(recipe(data, accumulate=4), tmp_path / "parts")
+    assert_close(tmp_path / "two", tmp_path / "one")
+    assert_close(tmp_path / "parts", tmp_path / "one")
+
+
+ALL_RANDOMNESS: dict[str, Any] = {
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "random_erasing": 0.5,
+    "drop_path": 0.3,
+    "repeated_augmentation": 2,
+}
+
+
+def test_parts_have_the_same_randomness_in_whichever_process(data: Path, tmp_path: Path) -> None:
+    whole = recipe(data, **ALL_RANDOMNESS)
+    finish(launch(words(dataclasses.replace(whole, accumulate=2), tmp_path / "two")))
+    train(dataclasses.replace(whole, accumulate=4), tmp_path / "one")
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_machines_of_one_process_each(data: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    common = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
+    nodes = [launch(words(recipe(data), tmp_path / "two"), *common, "--node-rank", str(rank)) for rank in range(2)]
+    for node in nodes:
+        finish(node)
+    train(recipe(data), tmp_path / "one")
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The launcher's training processes, by rank."""
+    ranks = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                variables = dict(pair.split("=", 1) for pair in (folder / "environ").read_text().split("\0") if pair)
+            except (OSError, ValueError):
+                continue
+            if parent == str(process.pid) and "RANK" in variables:
+                ranks[int(variables["RANK"])] = int(folder.name)
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_and_it_goes_on(data: Path, tmp_path: Path, rank: int) -> None:
+    long = recipe(data, epochs=12, checkpoint_minutes=0)
+    process = launch(words(long, tmp_path / "two"))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "two" / "last.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed = time.monotonic()
+    os.kill(children(process)[rank], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert process.returncode != 0
+    assert f"another process of this training has ended, process {1 - rank} cannot go on" in said
+    finish(launch(words(long, tmp_path / "two")))
+    train(long, tmp_path / "one")
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def test_sync_batch_norm_needs_gpus() -> None:
+    asked = Recipe(model="torchvision/resnet18", sync_batch_norm=True, image_size=32)
+    Learner(asked, 3, torch.device("cpu"), Processes())
+    with pytest.raises(UsageError, match="sync_batch_norm works on GPUs only"):
+        Learner(asked, 3, torch.device("cpu"), Processes(rank=0, count=2))

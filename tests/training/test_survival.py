@@ -1,0 +1,244 @@
+"""What a training survives: kills at any moment, signals, vanishing data, numbers that are not finite."""
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from convnext.errors import DivergedError, RunError
+from convnext.training.learner import Learner
+from convnext.training.loop import training
+from convnext.training.recipe import Recipe
+from convnext.training.recipes import small
+from convnext.training.run import train
+from convnext.training.signals import PreemptedError
+from tests.conftest import MakeFolder
+
+
+@pytest.fixture
+def data(make_folder: MakeFolder) -> Path:
+    return make_folder({"train/cat": 16, "train/dog": 16, "val/cat": 3, "val/dog": 3})
+
+
+def recipe(data: Path, **change: Any) -> Recipe:
+    """Everything that draws random numbers or keeps state; four steps an epoch, a checkpoint after each."""
+    values: dict[str, Any] = {
+        "model": "roadmap_micro/kernel_7",
+        "image_size": 32,
+        "stem_stride": 4,
+        "epochs": 2,
+        "batch_size": 8,
+        "accumulate": 2,
+        "workers": 0,
+    }
+    values |= {"augment": "rand_augment", "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.3}
+    values |= {"ema_decay": 0.9, "clip_grad": 1.0, "repeated_augmentation": 2, "checkpoint_minutes": 0.0}
+    return dataclasses.replace(small(str(data)), **values | change)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Every tensor of a nested state, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+TIMES = ("seconds", "images_per_second", "data_wait")
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    ours, theirs = (tensors(state(folder)["learner"]) for folder in (first, second))
+    assert len(ours) == len(theirs) > 0
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert log(first) == log(second)
+    assert (first / "best.safetensors").read_bytes() == (second / "best.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [(0, 1), (0, 4), (1, 0), (1, 2), (1, 3)])
+def test_a_run_cut_off_in_mid_epoch_goes_on_to_the_same_bits(data: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
+    train(recipe(data), tmp_path / "whole")
+    updates = training(recipe(data), tmp_path / "cut")
+    next(progress for progress in updates if (progress.epoch, progress.step) == stop)
+    updates.close()
+    assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == stop
+    first = next(training(recipe(data), tmp_path / "cut"))
+    assert (first.epoch, first.step) == stop
+    train(recipe(data), tmp_path / "cut")
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_optimizer_goes_on_too(data: Path, tmp_path: Path) -> None:
+    """One step before the end, when all its state is still in the checkpoint."""
+    for name, stops in (("whole", [(1, 3)]), ("cut", [(0, 2), (1, 1), (1, 3)])):
+        for stop in stops:
+            updates = training(recipe(data), tmp_path / name)
+            next(progress for progress in updates if (progress.epoch, progress.step) == stop)
+            updates.close()
+    whole, cut = (state(tmp_path / name)["learner"] for name in ("whole", "cut"))
+    assert set(whole) == {"model", "average", "optimizer", "scaler"}
+    assert all(torch.equal(one, other) for one, other in zip(tensors(whole), tensors(cut), strict=True))
+
+
+def start(recipe: Recipe, folder: Path) -> subprocess.Popen[str]:
+    code = f"""
+import sys
+from convnext.errors import ConvNeXtError
+from convnext.training.recipe import Recipe
+from convnext.training.run import train
+try:
+    train(Recipe.from_dict({recipe.to_dict()!r}), {str(folder)!r})
+except ConvNeXtError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_status)
+"""
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(folder: Path, after: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "last.pt").exists() or (folder / "last.pt").stat().st_mtime_ns <= after:
+        assert time.monotonic() < deadline
+        if process.poll() is not None:
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
+    """Killed (-9) at random moments of training, checkpointing, evaluation and start, with a reading process."""
+    long = recipe(data, epochs=40, workers=1)
+    moments, killed, last = random.Random(0), 0, 0
+    train(long, tmp_path / "whole")
+    while killed < 20:
+        process = start(long, tmp_path / "killed")
+        if moments.random() < 0.9:  # else while it starts
+            wait_for_checkpoint(tmp_path / "killed", last, process)
+        time.sleep(moments.uniform(0, 0.5))
+        assert process.poll() is None, "the training ended before it was killed twenty times: give it more epochs"
+        process.kill()
+        process.communicate()
+        killed += 1
+        if (tmp_path / "killed" / "last.pt").exists():
+            last = (tmp_path / "killed" / "last.pt").stat().st_mtime_ns
+    assert state(tmp_path / "killed")["epoch"] < 40
+    train(long, tmp_path / "killed")
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Path, name: str) -> None:
+    long = recipe(data, epochs=60, workers=1, checkpoint_minutes=60)
+    process = start(long, tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == PreemptedError.exit_status == 75, said
+    assert f"stopped by {name} in epoch" in said
+    assert f"the same command goes on from the last checkpoint in {tmp_path}" in said
+    saved = state(tmp_path)
+    first = next(training(long, tmp_path))
+    assert (first.epoch, first.step) == (saved["epoch"], saved["step"])
+    assert first.epoch >= 1
+
+
+def test_data_that_vanish_stop_the_run_and_lose_nothing(data: Path, tmp_path: Path) -> None:
+    whole = recipe(data, checkpoint_minutes=60)
+    train(whole, tmp_path / "whole")
+    updates = training(whole, tmp_path / "cut")
+    next(progress for progress in updates if (progress.epoch, progress.step) == (1, 1))
+    data.rename(tmp_path / "away")
+    with pytest.raises(RunError, match=r"the images of .* are gone: bring them back, then the same command goes on"):
+        list(updates)
+    assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == (1, 1)
+    (tmp_path / "away").rename(data)
+    train(whole, tmp_path / "cut")
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_an_image_damaged_in_mid_epoch_is_skipped_and_named(data: Path, tmp_path: Path) -> None:
+    updates = training(recipe(data), tmp_path)
+    next(progress for progress in updates if (progress.epoch, progress.step) == (0, 2))
+    for path in (data / "train" / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    said = [warning for progress in updates for warning in progress.warnings]
+    assert said
+    assert all(warning.startswith(f"skipped, cannot be read: {data}/train/cat/") for warning in said)
+    assert len(set(said)) == len(said)
+    assert log(tmp_path)[-1]["unreadable"] > 0
+
+
+PLANTED = "stages.1.0.pwconv1"
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Make a weight NaN after the step ``at`` (from 1) has moved the weights."""
+    update, done = Learner.update, []
+
+    def planted(self: Learner) -> None:
+        update(self)
+        done.append(1)
+        if len(done) == at:
+            with torch.no_grad():
+                self.model.get_submodule(PLANTED).weight[0, 0] = float("nan")  # pyright: ignore
+
+    monkeypatch.setattr(Learner, "update", planted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_planted_nan_is_found_named_and_not_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    planned = recipe(data, checkpoint_minutes=60, precision=precision)
+    with monkeypatch.context() as patch:
+        plant(patch, at=6)
+        with pytest.raises(DivergedError) as raised:
+            train(planned, tmp_path / "run")
+    said = str(raised.value)
+    assert "the loss is not finite (epoch 2, step 3, learning rate " in said
+    assert f"the first module with an output that is not finite is {PLANTED}, whose weights are not finite" in said
+    assert "--precision bf16" in said
+    assert "--lr" in said
+    assert (state(tmp_path / "run")["epoch"], state(tmp_path / "run")["step"]) == (1, 0)
+    train(planned, tmp_path / "run")
+    train(planned, tmp_path / "whole")
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, at=3)  # with a checkpoint after each step, it is the saving that would come first
+    with pytest.raises(DivergedError, match=r"not finite .*epoch 1, step 4|the weights are not finite after epoch 1"):
+        train(recipe(data), tmp_path)
+    assert all(tensor.isfinite().all() for tensor in tensors(state(tmp_path)["learner"]["model"]))
+
+
+def test_images_that_are_not_finite_are_told_from_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext.data.batches.Batches.prepare", lambda _, batch, __: batch.images / 0)
+    with pytest.raises(DivergedError, match="the images themselves are not finite"):
+        train(recipe(data), tmp_path)
