@@ -31,7 +31,7 @@ def match_classes(
     reached = {places[name] for name in present if name in places}
     absent = [name for label, name in enumerate(classes) if label not in reached]
     if unknown:
-        known = f"of its own {len(classes)} classes, {len(absent)} are not in the data: {listed(absent)}"
+        known = f"of its own {len(classes)} classes, the data lacks {listed(absent)}"
         raise UsageError(
             f"{data.name} has {counted(unknown)} that {network} does not know: {listed(unknown)}; "
             f"{known if absent else 'all of its own are there'}. Give the folders the network's names of the classes, "

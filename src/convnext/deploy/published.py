@@ -63,17 +63,18 @@ def open_timm(name: str, network: str) -> Trained:
     import timm
     from timm.data import create_transform, resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
 
-    published = timm.get_pretrained_cfg(network)
-    if published is None or not published.has_weights:
-        tags = timm.list_pretrained(f"{network.partition('.')[0]}.*")
-        instead = f"it has {', '.join(f'timm/{tag}' for tag in tags)}" if tags else "timm publishes none for it"
+    architecture, _, tag = network.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if not tags or (tag and network not in tags):
+        instead = f"it has {', '.join(f'timm/{known}' for known in tags)}" if tags else "timm publishes none for it"
         raise UsageError(f"no weights for {name}: {instead}")
+    published: Any = timm.get_pretrained_cfg(network)
+    classes, aliases = timm_classes(name, published)
     try:
         model = timm.create_model(network, pretrained=True)
     except Exception as error:  # timm and the hub's client raise many kinds, for a missing network and for a bad file
         raise RunError(unavailable(name, published, error)) from error
     options = resolve_data_config(model=model)
-    classes, aliases = timm_classes(name, published)
     return Trained(
         name,
         model.eval(),
