@@ -18,7 +18,9 @@ from tests.deploy.conftest import MakeRun
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_the_best_epochs_figures_come_out_again(tmp_path: Path, ema_decay: float) -> None:
-    recipe = dataclasses.replace(digits(), epochs=2, batch_size=480, model="roadmap_micro/kernel_7", ema_decay=ema_decay)
+    recipe = dataclasses.replace(
+        digits(), epochs=2, batch_size=480, model="roadmap_micro/kernel_7", ema_decay=ema_decay
+    )
     run = convnext.train(recipe, tmp_path / "run")
     evaluation = convnext.evaluate(run.dir)
     assert (evaluation.metrics.top1, evaluation.metrics.top5) == (run.best["top1"], run.best["top5"])

@@ -37,11 +37,20 @@ def test_the_images_held_out_in_training_are_meant_by_default(make_folder: MakeF
     expected = held_out_in(data, 0.3)
     assert files(images_for(trained, None)) == expected
     assert files(images_for(trained, f"{data}/")) == expected  # never those that were trained on
+    shutil.copytree(data, data.parent / "copy")
+    assert files(images_for(trained, str(data.parent / "copy"))) == expected
     moved = data.rename(data.parent / "moved")
     found = images_for(trained, str(moved))
-    assert (files(found), found.part, found.notes) == (expected, "images held out in training", ())
+    assert (files(found), found.part) == (expected, "images held out in training")
+    assert found.notes == (f"{moved} has the files of {data}, which the run was trained on",)
     with pytest.raises(RunError, match=r"the data of .* is not where it was"):
         images_for(trained, None)
+
+
+def test_other_images_of_the_same_names_are_evaluated_whole(make_folder: MakeFolder, make_run: MakeRun) -> None:
+    data = make_folder({"a/cat": 10, "a/dog": 7, "b/cat": 10, "b/dog": 7})
+    found = images_for(open_run(make_run(data / "a")), str(data / "b"))
+    assert (len(found.images), found.part) == (17, "all its images")
 
 
 def test_a_folder_that_has_changed_keeps_its_division(make_folder: MakeFolder, make_run: MakeRun) -> None:
@@ -61,6 +70,14 @@ def test_a_folder_that_has_changed_keeps_its_division(make_folder: MakeFolder, m
         (data / name).unlink()
     with pytest.raises(RunError, match="none of the 8 images that were held out in training is left"):
         images_for(trained, None)
+
+
+def test_a_division_below_train_is_kept_as_well(make_folder: MakeFolder, make_run: MakeRun) -> None:
+    data = make_folder({"train/cat": 5, "train/dog": 10})
+    trained = open_run(make_run(data))
+    then = held_out_in(data, 0.2)
+    shutil.copy(data / "train" / "cat" / "0.jpg", data / "train" / "cat" / "new.jpg")
+    assert files(images_for(trained, None)) == then
 
 
 def test_other_folders(make_folder: MakeFolder, make_run: MakeRun, tmp_path: Path) -> None:

@@ -48,11 +48,29 @@ def own_images(trained: Trained, name: str | None) -> HeldOut | None:
             return None  # there is nothing to train on in it
         raise RunError(f"the data of {trained.name} is not where it was: {error}. Name its place now") from error
     unchanged = "images" not in recorded or recorded["images"] == data.fingerprint
-    if unchanged and ("images" in recorded or name == trained_on):
-        return HeldOut(name, "images held out in training", data.classes, data.val, data.notes)
-    if Path(name).resolve() != Path(trained_on).resolve():
+    if Path(name).resolve() == Path(trained_on).resolve():
+        return own_part(name, data) if unchanged else changed_images(name, data, recorded)
+    if "images" not in recorded or not unchanged or not could_be(data, trained_on, trained.recipe.val_fraction):
         return None
-    return changed_images(name, data, recorded)
+    return own_part(name, data, f"{name} has the files of {trained_on}, which the run was trained on")
+
+
+def own_part(name: str, data: ImageData, *notes: str) -> HeldOut:
+    """The held-out images of data that is as it was in training."""
+    return HeldOut(name, "images held out in training", data.classes, data.val, (*data.notes, *notes))
+
+
+def could_be(data: ImageData, trained_on: str, val_fraction: float) -> bool:
+    """Whether data with the same names of files is a copy of what was trained on, or that moved to another place."""
+    if not Path(trained_on).is_dir():
+        return True
+    return sizes(data) == sizes(load_data(trained_on, val_fraction=val_fraction))
+
+
+def sizes(data: ImageData) -> list[int]:
+    """The sizes of all files, in bytes."""
+    parts = [part for part in (data.train, data.val) if isinstance(part, FileImages)]
+    return [path.stat().st_size for part in parts for path in part.paths]
 
 
 def changed_images(name: str, data: ImageData, recorded: dict[str, Any]) -> HeldOut:
@@ -66,7 +84,7 @@ def changed_images(name: str, data: ImageData, recorded: dict[str, Any]) -> Held
     if not isinstance(split, dict):
         return HeldOut(name, "images held out", data.classes, data.val, (f"{changed}: evaluated as it is now",))
     root = Path(name) / "train" if (Path(name) / "train").is_dir() else Path(name)
-    files = [PurePosixPath(Path(file).as_posix()) for file in split["val"]]
+    files = [PurePosixPath(Path(file).as_posix()) for file in split.get("val", ())]
     there = [file for file in files if (root / file).is_file()]
     if not there:
         raise RunError(f"none of the {len(files)} images that were held out in training is left in {root}")
