@@ -43,7 +43,10 @@ def test_the_images_held_out_in_training_are_meant_by_default(make_folder: MakeF
     found = images_for(trained, str(moved))
     assert (files(found), found.part) == (expected, "images held out in training")
     assert found.notes == (f"{moved} has the files of {data}, which the run was trained on",)
-    with pytest.raises(RunError, match=r"the data of .* is not where it was"):
+    with pytest.raises(
+        RunError,
+        match=r"was trained on the folder .*images, which is not there .*: name its place now, as in: convnext",
+    ):
         images_for(trained, None)
 
 

@@ -8,7 +8,7 @@ from convnext.data.held_out import HeldOut, load_held_out
 from convnext.data.sources import NAMES
 from convnext.deploy.classes import match_classes
 from convnext.deploy.trained import Trained
-from convnext.errors import ConvNeXtError, RunError
+from convnext.errors import RunError, UsageError
 from convnext.files import read_json
 
 
@@ -39,14 +39,20 @@ def own_images(trained: Trained, name: str | None) -> HeldOut | None:
     recorded = read_json(path) if path.exists() else {}
     trained_on = trained.recipe.data
     name = trained_on if name is None else name
+    folder = Path(name.removeprefix("imagenet:"))
+    if name == trained_on and name not in NAMES and not folder.is_dir():
+        raise RunError(
+            f"{trained.name} was trained on the folder {folder}, which is not there (now in {Path.cwd()}): name its "
+            f"place now, as in: convnext evaluate {trained.name} PATH"
+        )
     if name != trained_on and (name in NAMES or not Path(name).is_dir()):
         return None
     try:
         data = load_data(name, val_fraction=trained.recipe.val_fraction)
-    except ConvNeXtError as error:
-        if name != trained_on:
-            return None  # there is nothing to train on in it
-        raise RunError(f"the data of {trained.name} is not where it was: {error}. Name its place now") from error
+    except UsageError:
+        if name == trained_on:
+            raise
+        return None  # there is nothing to train on in it
     unchanged = "images" not in recorded or recorded["images"] == data.fingerprint
     if Path(name).resolve() == Path(trained_on).resolve():
         return own_part(name, data) if unchanged else changed_images(name, data, recorded)
