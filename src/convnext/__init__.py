@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext.deploy.evaluate import Evaluation, evaluate
     from convnext.errors import ConvNeXtError, RunError, UsageError
     from convnext.models import Design, create_model, list_models, roadmap
     from convnext.models.cost import Cost, cost
@@ -21,6 +22,7 @@ __all__ = [
     "ConvNeXtError",
     "Cost",
     "Design",
+    "Evaluation",
     "Loaded",
     "Recipe",
     "Run",
@@ -28,6 +30,7 @@ __all__ = [
     "UsageError",
     "cost",
     "create_model",
+    "evaluate",
     "list_models",
     "load_weights",
     "recipe_for",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
     "convnext.errors": ("ConvNeXtError", "RunError", "UsageError"),
     "convnext.models": ("Design", "create_model", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),

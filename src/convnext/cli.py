@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -162,6 +162,50 @@ def recipes(name: Positional[str] = "", json: bool = False) -> None:
         console_on(sys.stdout).print(recipes_table([described(recipe) for recipe in chosen.values()]))
 
 
+def evaluate(
+    run: Positional[str],
+    data: Positional[str | None] = None,
+    out: Path | None = None,
+    json: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    workers: int = -1,
+) -> None:
+    """Evaluate a trained network: accuracy, loss, scores by class, confusion matrix, calibration, images a second.
+
+    Writes evaluation.json, per_class.csv, and confusion and reliability as .png and .svg.
+
+    Args:
+        run: a run's folder; or torchvision/NAME, timm/NAME for a network with its library's published weights.
+        data: the images that the run held out, by default; or digits, cifar10, cifar100, imagenet:PATH, or the path of
+            a folder of images: of one with val/ or test/ that part, else all its images.
+        out: folder for the files; RUN/evaluation by default, runs/evaluation-NAME-DATA for published weights.
+        json: print the evaluation as JSON on stdout.
+        batch_size: images at a time; it decides speed and memory only.
+        device: auto (a GPU where there is one), cpu, cuda, mps.
+        precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it.
+        workers: processes that read image files; -1 for one a core, at most 8.
+    """
+    from convnext.deploy.evaluate import evaluate
+    from convnext.deploy.evaluation_report import default_folder, document, table, write_evaluation
+    from convnext.training.distributed import is_first
+    from convnext.training.progress import console_on, say_warnings
+
+    evaluation = evaluate(run, data, batch_size=batch_size, device=device, precision=precision, workers=workers)
+    if not is_first():
+        return
+    unreadable = (f"skipped, cannot be read: {error}" for error in evaluation.metrics.unreadable)
+    say_warnings([*evaluation.data.notes, *unreadable], console_on(sys.stderr))
+    folder = out or default_folder(evaluation)
+    write_evaluation(evaluation, folder)
+    if json:
+        print(document(evaluation))
+    else:
+        console_on(sys.stdout).print(table(evaluation))
+    note(f"Figures, evaluation.json and per_class.csv: {folder}")
+
+
 def models(pattern: Positional[str] = "*", image_size: int = 224, json: bool = False) -> None:
     """List networks with their parameters, multiply-accumulates and activations for one image.
 
@@ -190,6 +234,7 @@ def run(words: Sequence[str]) -> None:
             "roadmap": roadmap,
             "train": TrainArguments,
             "recipes": recipes,
+            "evaluate": evaluate,
             "models": models,
         }
         tyro.extras.subcommand_cli_from_dict(commands, prog="convnext", description=DESCRIPTION, args=words)

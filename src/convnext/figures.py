@@ -1,6 +1,7 @@
 """What the figures share: colours, style, and files that are the same for the same content."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def render(figure: Figure, image_format: str) -> bytes:
     """The figure as a file of ``png`` or ``svg``; the same bytes for the same results."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if image_format == "svg" else None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box stands for the letter
         figure.savefig(buffer, format=image_format, dpi=150, facecolor="white", metadata=metadata)
     return buffer.getvalue()
 

@@ -14,6 +14,7 @@ from convnext.data.images import FileImages, MemoryImages, UnreadableImageError
 from convnext.data.order import Draw, EvaluationOrder, TrainingOrder
 from convnext.data.transforms import (
     BATCH_AUGMENTS,
+    Transform,
     augment_batch,
     check_augment,
     evaluation_transform,
@@ -59,6 +60,8 @@ class Batches:
         accumulate: parts of a process's share of a step.
         workers: processes that read and vary files; 0 for this process alone.
         pin_memory: hold batches where a GPU fetches them without a further copy.
+        transform: from a picture to a normalised tensor (3, H, W), instead of this package's own for evaluation: for
+            networks that were published with theirs.
 
     Raises:
         UsageError: the batch cannot be divided evenly.
@@ -80,6 +83,7 @@ class Batches:
         accumulate: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        transform: Transform | None = None,
     ) -> None:
         check_augment(augment)
         self.images = images
@@ -92,8 +96,9 @@ class Batches:
         else:
             self.order = EvaluationOrder(len(images), batch_size, rank, processes)
         self.loader: DataLoader[Any] | None = None
-        if not isinstance(images, MemoryImages) or augment not in BATCH_AUGMENTS:
-            transform = training_transform(image_size, augment) if shuffle else evaluation_transform(image_size)
+        if transform is not None or not isinstance(images, MemoryImages) or augment not in BATCH_AUGMENTS:
+            if transform is None:
+                transform = training_transform(image_size, augment) if shuffle else evaluation_transform(image_size)
             self.loader = DataLoader(
                 TransformedImages(images, transform, seed),
                 batch_sampler=self.order,

@@ -1,0 +1,1 @@
+"""What happens after training: evaluate what was trained."""

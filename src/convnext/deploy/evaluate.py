@@ -1,0 +1,154 @@
+"""`evaluate`: a run folder or a published network in, its metrics on held-out images out."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn
+
+from convnext.data.batches import Batch, Batches
+from convnext.data.held_out import HeldOut
+from convnext.deploy.held_out import images_for
+from convnext.deploy.published import open_published
+from convnext.deploy.trained import Trained, open_run
+from convnext.errors import RunError, UsageError
+from convnext.evaluation import Metrics
+from convnext.evaluation import evaluate as evaluate_batches
+from convnext.models import is_reference
+from convnext.quantities import per_second
+from convnext.training.distributed import joined
+from convnext.training.machine import autocast_for, choose_device, choose_workers
+from convnext.training.progress import PLAIN_SECONDS, console_on
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        trained: the network.
+        data: the images, labelled by the network's classes; ``data.part`` and ``data.notes`` say which they are.
+        metrics: top-1 and top-5 accuracy, loss, confusion matrix, scores by class, calibration, images a second.
+    """
+
+    trained: Trained
+    data: HeldOut
+    metrics: Metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evaluation as plain data: the document of ``convnext evaluate --json``."""
+        metrics = self.metrics
+        return {
+            "run": self.trained.name,
+            "weights": self.trained.weights,
+            "data": self.data.name,
+            "part": self.data.part,
+            "top1": metrics.top1,
+            "top5": metrics.top5,
+            "loss": metrics.loss,
+            "ece": metrics.ece,
+            "images": metrics.images,
+            "images_per_second": metrics.images_per_second,
+            "unreadable": list(metrics.unreadable),
+            "notes": list(self.data.notes),
+            "classes": list(self.trained.classes),
+            "per_class": [
+                {"label": label, **scores._asdict()}
+                for label, scores in zip(self.trained.classes, metrics.per_class, strict=True)
+            ],
+            "calibration": [part._asdict() for part in metrics.calibration],
+            "confusion": metrics.confusion.tolist(),
+        }
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = -1,
+) -> Evaluation:
+    """Evaluate a trained network: every image once, prepared as the network expects it; progress on stderr.
+
+    Args:
+        run: a run's folder, whose best epoch is evaluated; or ``torchvision/NAME``, ``timm/NAME`` for a network with
+            the weights that its library publishes, its images prepared as its library does.
+        data: what `convnext.train` takes, or the path of a folder with a folder a class, which is taken whole. By
+            default, and where it is the run's own data, the images that the run held out.
+        batch_size: images at a time.
+        device: auto (a GPU where there is one), cpu, cuda, mps.
+        precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it.
+        workers: processes that read image files; -1 for one a core, at most 8.
+
+    Raises:
+        UsageError: there is no such run or data, or the data has classes that the network does not know.
+        RunError: a file is damaged or missing, or no image can be read.
+    """
+    name = str(run)
+    published = is_reference(name) and not (Path(name) / "recipe.json").exists()
+    if published and data is None:
+        raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
+    with joined(device) as processes:
+        torch_device = choose_device(device, processes.local_rank)
+        autocast = autocast_for(precision, torch_device)
+        trained = open_published(name) if published else open_run(Path(name))
+        images = images_for(trained, None if data is None else str(data))
+        batches = ShownBatches(
+            images.images,
+            batch_size=batch_size,
+            image_size=trained.image_size,
+            rank=processes.rank,
+            processes=processes.count,
+            workers=choose_workers(workers, processes.local_count),
+            pin_memory=torch_device.type == "cuda",
+            transform=trained.transform,
+        )
+        batches.title = f"{name} on {images.name}" if processes.first else ""
+        batches.processes = processes.count
+        model = trained.model.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
+        try:
+            metrics = evaluate_batches(model, batches, len(trained.classes), torch_device, autocast)
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"batches of {batch_size} are too large for the memory of {torch_device}: lower --batch-size"
+            ) from error
+    if not metrics.rows.losses.isfinite().all():
+        raise RunError(
+            f"the outputs of {name} are not finite for some images: its weights are damaged, or need --precision fp32"
+        )
+    return Evaluation(trained, images, metrics)
+
+
+class ShownBatches(Batches):
+    """Batches that show on stderr how far they are: a bar on a terminal, a plain line now and then elsewhere.
+
+    Attributes:
+        title: what to call them; none for nothing shown.
+        processes: how many give such batches; the others are taken to be as far.
+    """
+
+    title, processes = "", 1
+
+    def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        console, total, done = console_on(sys.stderr), len(self.images), 0
+        start = last_line = time.perf_counter()
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
+        on_terminal = console.is_terminal and bool(self.title)
+        with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
+            task = bar.add_task(self.title, total=total, state="")
+            for batch in super().epoch(epoch, skip):
+                yield batch
+                done += self.processes * (len(batch.images) + len(batch.unreadable))
+                now = time.perf_counter()
+                state = f"{min(done, total):,} of {total:,} images  {per_second(done / (now - start))} images/s"
+                bar.update(task, completed=done, state=state)
+                if self.title and not on_terminal and now - last_line > PLAIN_SECONDS:
+                    console.print(f"{self.title}: {state}", markup=False, highlight=False, soft_wrap=True)
+                    last_line = now

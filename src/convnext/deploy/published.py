@@ -1,0 +1,129 @@
+"""Networks of torchvision and timm with the weights that their library publishes, and its own way to prepare images."""
+
+import contextlib
+import pickle
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from convnext.data.transforms import Transform
+from convnext.deploy.trained import Trained
+from convnext.errors import RunError, UsageError, unknown_name
+from convnext.models.references import list_references
+
+
+def open_published(name: str) -> Trained:
+    """Open ``torchvision/NAME`` with its library's default weights, or ``timm/NAME``, ``timm/NAME.TAG`` with timm's.
+
+    They are downloaded once, into the library's own cache.
+
+    Raises:
+        UsageError: the name is unknown, the library has no weights for it, or not for known classes.
+        RunError: the weights are neither in the cache nor to be had, or damaged; the message says where they belong.
+    """
+    library, _, network = name.partition("/")
+    known = list_references(library)
+    if f"{library}/{network.partition('.')[0]}" not in known:
+        raise unknown_name("reference", name, known)
+    with contextlib.redirect_stdout(sys.stderr):  # where torch.hub speaks of its download
+        return (open_torchvision if library == "torchvision" else open_timm)(name, network)
+
+
+def open_torchvision(name: str, network: str) -> Trained:
+    """A network of torchvision with its default weights."""
+    from torchvision import models
+
+    if network not in models.list_models(module=models):
+        raise unknown_name("reference", name, list_references("torchvision"))
+    weights = models.get_model_weights(network).DEFAULT  # pyright: ignore[reportAttributeAccessIssue]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / weights.url.rpartition("/")[2]
+    try:
+        # First as plain tensors: torchvision's builder would run what a file from a stranger says.
+        weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True)
+        model = models.get_model(network, weights=weights, progress=False)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path} is no file of weights for {name} ({reason}): remove it to download it anew") from error
+    except OSError as error:
+        raise RunError(
+            f"the weights of {name} could not be downloaded ({error}): fetch {weights.url} elsewhere and put "
+            f"{path.name} into {folder}, or set TORCH_HOME to the folder whose hub/checkpoints has it"
+        ) from error
+    transform: Transform = weights.transforms()
+    size = transform.crop_size[0]  # pyright: ignore[reportFunctionMemberAccess]
+    classes = tuple(weights.meta["categories"])  # every network of torchvision is published for ImageNet-1K
+    return Trained(name, model.eval(), classes, size, str(weights), transform=transform, aliases=wordnet_names())
+
+
+def open_timm(name: str, network: str) -> Trained:
+    """A network of timm with the weights of its tag, or of its default tag."""
+    import timm
+    from timm.data import create_transform, resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
+
+    architecture, _, tag = network.partition(".")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if not tags or (tag and network not in tags):
+        instead = f"it has {', '.join(f'timm/{known}' for known in tags)}" if tags else "timm publishes none for it"
+        raise UsageError(f"no weights for {name}: {instead}")
+    published: Any = timm.get_pretrained_cfg(network)
+    classes, aliases = timm_classes(name, published)
+    try:
+        model = timm.create_model(network, pretrained=True)
+    except Exception as error:  # timm and the hub's client raise many kinds, for a missing network and for a bad file
+        raise RunError(unavailable(name, published, error)) from error
+    options = resolve_data_config(model=model)
+    return Trained(
+        name,
+        model.eval(),
+        classes,
+        image_size=options["input_size"][-1],
+        weights=f"timm's {published.architecture}.{published.tag}",
+        transform=cast(Transform, create_transform(**options)),
+        aliases=aliases,
+    )
+
+
+def unavailable(name: str, published: Any, error: Exception) -> str:
+    """What to do where timm has no weights in its cache and cannot fetch them."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    failed = f"the weights of {name} could not be loaded ({reason})"
+    if not published.hf_hub_id:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        return f"{failed}: fetch {published.url} elsewhere and put it into {folder}"
+    from huggingface_hub import constants, hf_hub_url
+
+    repository = published.hf_hub_id.partition("@")[0]
+    address = hf_hub_url(repository, published.hf_hub_filename or "model.safetensors")
+    return (
+        f"{failed}: where {address} can be reached, run `hf download {repository}`, and copy the folder "
+        f"models--{repository.replace('/', '--')} of its cache into {constants.HF_HUB_CACHE}"
+    )
+
+
+def timm_classes(name: str, published: Any) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes of a timm network, and their other names."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # pyright: ignore[reportPrivateImportUsage]
+
+    if published.num_classes == 1000:
+        return imagenet_categories(), wordnet_names()
+    subset = infer_imagenet_subset({"num_classes": published.num_classes})
+    if subset is None:
+        raise UsageError(f"{name} cannot be evaluated: the names of its {published.num_classes} classes are not known")
+    return tuple(ImageNetInfo(subset).label_names()), {}
+
+
+def imagenet_categories() -> tuple[str, ...]:
+    """The names of ImageNet-1K's classes, as torchvision has them."""
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+def wordnet_names() -> dict[str, int]:
+    """ImageNet-1K's classes by the names of its folders, such as n01440764."""
+    from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
+
+    return {name: label for label, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}

@@ -1,0 +1,132 @@
+"""A run folder opened: the trained network with its classes, and how images are prepared for it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from convnext.data.transforms import Transform
+from convnext.errors import RunError, UsageError
+from convnext.files import read_json
+from convnext.training.network import build
+from convnext.training.recipe import Recipe
+
+NEEDED = ("data", "model", "image_size", "layer_scale", "stem_stride", "val_fraction")  # what evaluation goes by
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, and what it takes to use it.
+
+    Attributes:
+        name: the run's folder, or ``torchvision/NAME``, ``timm/NAME``.
+        model: the network in evaluation mode, on the CPU: images (N, 3, image_size, image_size) to logits.
+        classes: the names of its classes, in the order of its logits.
+        image_size: pixels a side.
+        weights: which weights these are, in words.
+        folder: the run's folder; None where the weights are a library's.
+        recipe: the run's recipe; None where the weights are a library's.
+        transform: from a picture to a tensor (3, image_size, image_size), where it is not this package's own.
+        aliases: other names of the classes, with their places.
+    """
+
+    name: str
+    model: nn.Module
+    classes: tuple[str, ...]
+    image_size: int
+    weights: str
+    folder: Path | None = None
+    recipe: Recipe | None = None
+    transform: Transform | None = None
+    aliases: Mapping[str, int] = field(default_factory=dict)
+
+
+def open_run(folder: Path) -> Trained:
+    """Open a run folder: the network with the weights of its best epoch.
+
+    Raises:
+        UsageError: there is no such folder, or it is no run.
+        RunError: no epoch of the run is finished, a file is damaged, or another version of this package wrote it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no run folder {folder}{nearby_runs(folder)}")
+    if not (folder / "recipe.json").is_file():
+        raise UsageError(f"{folder} is no run, it has no recipe.json: name a folder that `convnext train` wrote")
+    recipe, classes = read_recipe(folder), read_classes(folder)
+    path = folder / "best.safetensors"
+    if not path.exists():
+        raise RunError(f"{folder} has no finished epoch yet (no best.safetensors): let the training go on")
+    model = build(recipe, len(classes))
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"cannot read {path}, it is damaged ({error}): train again, or fetch the file again") from error
+    except RuntimeError as error:
+        differences = "; ".join(line.strip() for line in str(error).splitlines()[1:3])
+        raise RunError(
+            f"{path} does not fit {recipe.model} with {len(classes)} classes as recipe.json and classes.json have it "
+            f"({differences}): a file is of another run, or of another version of this package"
+        ) from error
+    return Trained(
+        name=str(folder),
+        model=model.eval(),
+        classes=classes,
+        image_size=recipe.eval_image_size or recipe.image_size,
+        weights="best epoch of the run",
+        folder=folder,
+        recipe=recipe,
+    )
+
+
+def nearby_runs(folder: Path) -> str:
+    """The runs beside a folder that is not there, for a message."""
+    try:
+        runs = sorted(path.parent for path in folder.parent.glob("*/recipe.json"))
+    except OSError:
+        runs = []
+    if not runs:
+        return f": check the path (now in {Path.cwd()})"
+    return f": there {'is' if len(runs) == 1 else 'are'} {', '.join(map(str, runs[:8]))}{', ...' if runs[8:] else ''}"
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run."""
+    path = folder / "recipe.json"
+    written = read_json(path)
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    if unknown := sorted(set(written) - known):
+        raise RunError(
+            f"{path} has fields that this version does not know ({', '.join(unknown)}): it was written by "
+            f"{version_of(folder)}; install that version or a newer one"
+        )
+    if missing := [name for name in NEEDED if name not in written]:
+        raise RunError(f"{path} lacks {', '.join(missing)}: it was written by {version_of(folder)}, or changed since")
+    try:
+        return Recipe.from_dict(written)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def version_of(folder: Path) -> str:
+    """The version of this package that wrote a run, as far as is known."""
+    path = folder / "environment.json"
+    versions = read_json(path).get("versions") if path.exists() else None
+    version = versions.get("convnext") if isinstance(versions, dict) else None
+    return f"convnext {version}" if version else "another version of convnext"
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """The names of a run's classes."""
+    path = folder / "classes.json"
+    try:
+        classes = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path} ({error}): it is written when a training begins, so train again") from error
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise RunError(f"{path} is damaged: it needs a list of names")
+    return tuple(classes)

@@ -1,0 +1,80 @@
+"""A run folder opened, and what is said of one that cannot be."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import convnext
+from convnext.deploy.trained import open_run
+from convnext.errors import RunError, UsageError
+from tests.deploy.conftest import MakeRun
+
+
+def test_a_run_opens_with_its_best_weights(make_run: MakeRun) -> None:
+    folder = make_run("digits", eval_image_size=40)
+    trained = open_run(folder)
+    assert trained.classes == tuple("0123456789")
+    assert trained.image_size == 40
+    assert not trained.model.training
+    best = safetensors.torch.load_file(folder / "best.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in trained.model.state_dict().items())
+
+
+def test_a_run_of_an_older_version_lacks_what_evaluation_does_not_need(make_run: MakeRun) -> None:
+    folder = make_run("digits")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    del recipe["cutmix"]
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert open_run(folder).recipe is not None
+
+
+def change_recipe(folder: Path, **changes: object) -> None:
+    path = folder / "recipe.json"
+    recipe = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in recipe.items() if value != "gone"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "best.safetensors").unlink(), r"has no finished epoch yet \(no best.safetensors\)"),
+        (lambda run: (run / "best.safetensors").write_bytes(b"\0" * 50), r"best.safetensors, it is damaged"),
+        (lambda run: (run / "recipe.json").write_text("{"), r"cannot read .*recipe.json"),
+        (
+            lambda run: change_recipe(run, warp=3),
+            rf"not know \(warp\): it was written by convnext {convnext.__version__}",
+        ),
+        (lambda run: change_recipe(run, model="gone"), "recipe.json lacks model"),
+        (lambda run: change_recipe(run, image_size="large"), "recipe.json is damaged"),
+        (
+            lambda run: change_recipe(run, model="roadmap_micro/resnet"),
+            "does not fit roadmap_micro/resnet with 10 classes",
+        ),
+        (lambda run: (run / "classes.json").write_text('["a", "b"]'), "does not fit .* with 2 classes"),
+        (
+            lambda run: (run / "classes.json").write_text('{"a": 1}'),
+            "classes.json is damaged: it needs a list of names",
+        ),
+        (lambda run: (run / "classes.json").write_bytes(b"\xff"), "cannot read .*classes.json"),
+        (lambda run: (run / "classes.json").unlink(), "cannot read .*classes.json"),
+    ],
+)
+def test_what_is_wrong_with_a_run(make_run: MakeRun, damage: Callable[[Path], None], message: str) -> None:
+    folder = make_run("digits")
+    damage(folder)
+    with pytest.raises(RunError, match=message):
+        open_run(folder)
+
+
+def test_what_is_no_run(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("digits", name="flowers")
+    with pytest.raises(UsageError, match=r"no run folder .*flower: there is .*flowers"):
+        open_run(tmp_path / "flower")
+    with pytest.raises(UsageError, match=r"is no run, it has no recipe.json"):
+        open_run(tmp_path)
+    with pytest.raises(UsageError, match=r"no run folder .*: check the path"):
+        open_run(tmp_path / "no" / "where")
