@@ -1,7 +1,10 @@
 """What the tests share: small images, and folders of them."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does; before torch loads
 
 import numpy as np
 import pytest
