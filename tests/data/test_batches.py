@@ -1,6 +1,6 @@
 """Batches: every image once in evaluation, an order that the seed decides in training, bounded variation."""
 
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -103,6 +103,17 @@ def test_training_transforms_give_normalised_tensors(augment: str) -> None:
     tensor = training_transform(64, augment)(Image.new("RGB", (90, 70), (124, 116, 104)))
     assert tensor.shape == (3, 64, 64)
     assert tensor.dtype == torch.float32
+
+
+def test_rand_augment_at_full_strength_keeps_no_bits() -> None:
+    """2 draws in 100 of its posterize reach the strength at which nothing is left of an image, and must not fail."""
+    transform: Any = training_transform(32, "rand_augment")
+    policy = next(part for part in transform.transforms if hasattr(part, "ops"))
+    (operation,) = [operation for operation in policy.ops if operation.name.startswith("Posterize")]
+    operation.prob, operation.magnitude, operation.magnitude_std = 1, 10, 0
+    assert operation(Image.new("RGB", (32, 32), "white")).getextrema() == ((0, 0),) * 3
+    operation.magnitude = 9
+    assert operation(Image.new("RGB", (32, 32), "white")).getextrema() == ((128, 128),) * 3
 
 
 def test_wrong_values() -> None:

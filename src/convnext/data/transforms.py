@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from convnext.errors import unknown_name
@@ -89,15 +89,11 @@ def training_transform(image_size: int, augment: str) -> Transform:
 
         vary = v2.RandomAffine((-10, 10), translate=(0.08, 0.08), scale=(0.9, 1.1))
         return v2.Compose([vary, evaluation_transform(image_size)])
-    paper = augment == "rand_augment"
-    return timm_transform(
-        image_size,
-        is_training=True,
-        scale=(0.08, 1) if paper else (0.35, 1),
-        auto_augment="rand-m9-mstd0.5-inc1" if paper else None,
-        color_jitter=0,
-        re_prob=0,
-    )
+    options: dict[str, Any] = {"is_training": True, "color_jitter": 0, "re_prob": 0}
+    if augment == "crop_flip":
+        return timm_transform(image_size, scale=(0.35, 1), **options)
+    transform = timm_transform(image_size, scale=(0.08, 1), auto_augment="rand-m9-mstd0.5-inc1", **options)
+    return with_posterize_to_nothing(transform)
 
 
 def evaluation_transform(image_size: int) -> Transform:
@@ -110,8 +106,24 @@ def evaluation_transform(image_size: int) -> Transform:
     )
 
 
-def timm_transform(image_size: int, **options: Any) -> Transform:
-    """timm's pipeline to a normalised tensor, bicubic."""
+def timm_transform(image_size: int, **options: Any) -> Any:
+    """timm's pipeline to a normalised tensor, bicubic: a Compose."""
     from timm.data.transforms_factory import create_transform
 
-    return cast(Transform, create_transform(image_size, interpolation="bicubic", mean=MEAN, std=STD, **options))
+    return create_transform(image_size, interpolation="bicubic", mean=MEAN, std=STD, **options)
+
+
+def with_posterize_to_nothing(transform: Any) -> Transform:
+    """A pipeline of timm's whose RandAugment may keep no bits of an image, which newer Pillows refuse (13 does)."""
+    from timm.data.auto_augment import RandAugment
+
+    policy = next(part for part in transform.transforms if isinstance(part, RandAugment))
+    for operation in policy.ops:
+        if operation.name == "PosterizeIncreasing":
+            operation.aug_fn = posterize
+    return transform
+
+
+def posterize(picture: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each value; of 0 bits, black is left."""
+    return ImageOps.posterize(picture, bits) if bits else Image.new("RGB", picture.size)
