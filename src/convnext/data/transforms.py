@@ -16,7 +16,7 @@ EVAL_CROP = 0.875  # evaluation resizes the shorter side to size / 0.875, then c
 SQUASH_FROM = 384  # from this size on, evaluation resizes to the square without a crop
 
 Transform = Callable[[Image.Image], Tensor]
-Augment = Literal["none", "affine", "crop_flip", "rand_augment"]
+Augment = Literal["none", "affine", "crop_flip", "rand_augment", "trivial_augment"]
 BATCH_AUGMENTS = ("none", "affine", "crop_flip")  # those that run on whole batches of tensors
 
 
@@ -89,11 +89,21 @@ def training_transform(image_size: int, augment: str) -> Transform:
 
         vary = v2.RandomAffine((-10, 10), translate=(0.08, 0.08), scale=(0.9, 1.1))
         return v2.Compose([vary, evaluation_transform(image_size)])
-    options: dict[str, Any] = {"is_training": True, "color_jitter": 0, "re_prob": 0}
-    if augment == "crop_flip":
-        return timm_transform(image_size, scale=(0.35, 1), **options)
-    transform = timm_transform(image_size, scale=(0.08, 1), auto_augment="rand-m9-mstd0.5-inc1", **options)
-    return with_posterize_to_nothing(transform)
+    transform = timm_transform(
+        image_size,
+        is_training=True,
+        scale=(0.35, 1) if augment == "crop_flip" else (0.08, 1),
+        auto_augment="rand-m9-mstd0.5-inc1" if augment == "rand_augment" else None,
+        color_jitter=0,
+        re_prob=0,
+    )
+    if augment == "rand_augment":
+        allow_posterize_to_nothing(transform)
+    if augment == "trivial_augment":
+        from torchvision.transforms import InterpolationMode, v2
+
+        transform.transforms.insert(2, v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
+    return transform
 
 
 def evaluation_transform(image_size: int) -> Transform:
@@ -113,15 +123,14 @@ def timm_transform(image_size: int, **options: Any) -> Any:
     return create_transform(image_size, interpolation="bicubic", mean=MEAN, std=STD, **options)
 
 
-def with_posterize_to_nothing(transform: Any) -> Transform:
-    """A pipeline of timm's whose RandAugment may keep no bits of an image, which newer Pillows refuse (13 does)."""
+def allow_posterize_to_nothing(transform: Any) -> None:
+    """Let the RandAugment of timm's pipeline keep 0 bits, which it does at full strength and newer Pillows refuse."""
     from timm.data.auto_augment import RandAugment
 
     policy = next(part for part in transform.transforms if isinstance(part, RandAugment))
     for operation in policy.ops:
         if operation.name == "PosterizeIncreasing":
             operation.aug_fn = posterize
-    return transform
 
 
 def posterize(picture: Image.Image, bits: int, **_: Any) -> Image.Image:
