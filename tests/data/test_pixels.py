@@ -1,6 +1,7 @@
 """Each operation on arrays against Pillow's own, on a photograph."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ PHOTO = np.ascontiguousarray(load_sample_image("china.jpg")[100:324, 200:424])
 PICTURE = Image.fromarray(PHOTO)
 FILL = (124, 116, 104)
 Operation = Callable[[Any], Any]
+
+
+def with_amount(operation: Any, amount: float, picture: Any) -> Any:
+    return operation(picture, amount)
 
 
 def enhanced(enhancer: Any, factor: float) -> Operation:
@@ -35,10 +40,16 @@ COLOUR: list[tuple[str, Operation, Operation]] = [
     ("invert", px.invert, ImageOps.invert),
     ("auto_contrast", px.auto_contrast, ImageOps.autocontrast),
     ("equalize", px.equalize, ImageOps.equalize),
-    *[(f"posterize {n}", lambda p, n=n: px.posterize(p, n), lambda p, n=n: ImageOps.posterize(p, n)) for n in (1, 4, 8)],
-    *[(f"solarize {n}", lambda p, n=n: px.solarize(p, n), lambda p, n=n: ImageOps.solarize(p, n)) for n in (0, 99, 256)],
     *[
-        (f"{name} {factor}", lambda p, own=own, factor=factor: own(p, factor), enhanced(enhancer, factor))
+        (f"posterize {n}", lambda p, n=n: px.posterize(p, n), lambda p, n=n: ImageOps.posterize(p, n))
+        for n in (1, 4, 8)
+    ],
+    *[
+        (f"solarize {n}", lambda p, n=n: px.solarize(p, n), lambda p, n=n: ImageOps.solarize(p, n))
+        for n in (0, 99, 256)
+    ],
+    *[
+        (f"{name} {factor}", partial(with_amount, own, factor), enhanced(enhancer, factor))
         for name, own, enhancer in (
             ("brightness", px.brightness, ImageEnhance.Brightness),
             ("contrast", px.contrast, ImageEnhance.Contrast),

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnext.data import pixels as px
-from convnext.data.encoded import Picture
-from convnext.data.images import Pixels
+from convnext.data.encoded import DecodedPicture, Picture, open_picture
+from convnext.data.images import FileImages, MemoryImages, Pixels
 from convnext.data.transforms import EVAL_CROP, SQUASH_FROM, training_transform
 from convnext.errors import UsageError
 
@@ -85,6 +85,17 @@ def fast_transform(image_size: int, augment: str, *, training: bool) -> Callable
             f"pipeline fast has no augmentation {augment}: use one of {', '.join(FAST_AUGMENTS)}, or pipeline exact"
         )
     return FastTraining(image_size, augment)
+
+
+def open_image(images: MemoryImages | FileImages, index: int) -> tuple[Picture, int]:
+    """One image of a split, not decoded yet, and its label.
+
+    Raises:
+        UnreadableImageError: the file is missing or no image.
+    """
+    if isinstance(images, FileImages):
+        return open_picture(images.paths[index]), images.labels[index]
+    return DecodedPicture(images.images[index].permute(1, 2, 0).numpy()), int(images.labels[index])
 
 
 def as_image(pixels: Pixels) -> Tensor:

@@ -17,6 +17,7 @@ SQUASH_FROM = 384  # from this size on, evaluation resizes to the square without
 
 Transform = Callable[[Image.Image], Tensor]
 Augment = Literal["none", "affine", "crop_flip", "rand_augment", "trivial_augment"]
+Pipeline = Literal["exact", "fast"]
 BATCH_AUGMENTS = ("none", "affine", "crop_flip")  # those that run on whole batches of tensors
 
 
