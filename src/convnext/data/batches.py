@@ -226,4 +226,4 @@ def one_thread(worker: int) -> None:  # noqa: ARG001
     """Keep a reading process's OpenCV to one thread, as PyTorch keeps itself: there is a process a core."""
     import cv2
 
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)  # not 1, which would end the threads that a fork did not bring along, and crash

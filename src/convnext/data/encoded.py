@@ -22,8 +22,8 @@ class Picture(Protocol):
     @property
     def height(self) -> int: ...
 
-    def decode(self, shrink: int) -> Pixels:
-        """Pixels (H, W, 3) of the picture, 1 to ``shrink`` times smaller a side; ``shrink`` is 1, 2, 4 or 8."""
+    def decode(self, shrink: int) -> tuple[Pixels, int]:
+        """Pixels (H, W, 3), and how many times smaller a side they are: ``shrink`` (1, 2, 4 or 8), or 1."""
         ...
 
 
@@ -34,9 +34,9 @@ class DecodedPicture:
         self.pixels = pixels
         self.height, self.width = pixels.shape[:2]
 
-    def decode(self, shrink: int) -> Pixels:  # noqa: ARG002
+    def decode(self, shrink: int) -> tuple[Pixels, int]:  # noqa: ARG002
         """The pixels as they are."""
-        return self.pixels
+        return self.pixels, 1
 
 
 class JpegPicture:
@@ -46,8 +46,8 @@ class JpegPicture:
         self.path, self.data, self.stored_size, self.orientation = path, data, size, orientation
         self.width, self.height = size if orientation < 5 else size[::-1]
 
-    def decode(self, shrink: int) -> Pixels:
-        """Pixels (H, W, 3), upright.
+    def decode(self, shrink: int) -> tuple[Pixels, int]:
+        """Pixels (H, W, 3), upright, and how many times smaller a side they are.
 
         Raises:
             UnreadableImageError: the file is damaged.
@@ -56,11 +56,11 @@ class JpegPicture:
         try:
             pixels = simplejpeg.decode_jpeg(self.data, min_height=height, min_width=width, min_factor=1)
         except ValueError:  # Pillow decides whether the damage is one that it reads over
-            return np.array(read_picture(self.path))
+            return np.array(read_picture(self.path)), 1
         if self.orientation in MIRROR_AND_TURN:
             mirror, quarters = MIRROR_AND_TURN[self.orientation]
             pixels = np.rot90(pixels[:, ::-1] if mirror else pixels, quarters)
-        return pixels
+        return pixels, shrink
 
 
 def open_picture(path: Path) -> Picture:

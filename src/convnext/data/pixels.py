@@ -1,10 +1,11 @@
 """The operations of RandAugment and TrivialAugment on uint8 arrays (H, W, 3), by OpenCV.
 
 Each gives what Pillow's own gives within a level or two, several times faster. Only turn and shear differ by more, at
-edges: OpenCV's cubic has a = -0.75 where Pillow's has -1.
+the edges of things: OpenCV's cubic has a = -0.75 where Pillow's has -1.
 """
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -102,8 +103,18 @@ def warp(pixels: Pixels, matrix: tuple[float, ...], fill: Colour, cubic: bool) -
     a, b, c, d, e, f = matrix
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     height, width = pixels.shape[:2]
-    flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR)
-    return cv2.warpAffine(pixels, centred, (width, height), flags=flags, borderValue=fill)
+    empty, everywhere = canvas(height, width, fill)
+    kernel = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
+    inverse, edge = cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
+    warped = cv2.warpAffine(pixels, centred, (width, height), flags=inverse | kernel, borderMode=edge)
+    inside = cv2.warpAffine(everywhere, centred, (width, height), flags=inverse | cv2.INTER_NEAREST)
+    return cv2.copyTo(warped, inside, empty.copy())  # a sharp border, as Pillow's is
+
+
+@lru_cache(maxsize=8)
+def canvas(height: int, width: int, fill: Colour) -> tuple[Pixels, Pixels]:
+    """Nothing but fill (H, W, 3), and a mask (H, W) that is set everywhere; neither is to be written to."""
+    return np.full((height, width, 3), fill, np.uint8), np.full((height, width), 255, np.uint8)
 
 
 def shear_x(pixels: Pixels, factor: float, fill: Colour, cubic: bool) -> Pixels:
@@ -124,14 +135,15 @@ def rotate(pixels: Pixels, degrees: float, fill: Colour, cubic: bool) -> Pixels:
 
 
 def translate_x(pixels: Pixels, distance: float, fill: Colour) -> Pixels:
-    """Shift to the left by a number of pixels; between pixels, with Pillow's own cubic."""
-    whole = math.floor(distance)
+    """Shift to the left by a number of pixels; between pixels, with Pillow's own cubic, rounded down."""
+    whole, nearest = math.floor(distance), math.floor(distance + 0.5)
     t = distance - whole
     if t > 0:
         taps = np.array([[-t + 2 * t**2 - t**3, 1 - 2 * t**2 + t**3, t + t**2 - t**3, -(t**2) + t**3]])
-        pixels = cv2.filter2D(pixels, -1, taps, anchor=(1, 0), borderType=cv2.BORDER_REPLICATE)
+        anchor = (1 + nearest - whole, 0)
+        pixels = cv2.filter2D(pixels, -1, taps, anchor=anchor, delta=-0.5, borderType=cv2.BORDER_REPLICATE)
     width = pixels.shape[1]
-    left, right = min(max(-whole, 0), width), min(max(whole, 0), width)
+    left, right = min(max(-nearest, 0), width), min(max(nearest, 0), width)
     kept = pixels[:, right : width - left]
     return cv2.copyMakeBorder(kept, 0, 0, left, right, cv2.BORDER_CONSTANT, value=fill)
 
