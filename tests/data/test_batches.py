@@ -10,7 +10,7 @@ from PIL import Image
 
 from convnext.data import FileImages, load_data
 from convnext.data.batches import Batches
-from convnext.data.transforms import augment_batch, evaluation_transform, normalize, training_transform
+from convnext.data.transforms import augment_batch, evaluation_transform, normalize, normalize_bytes, training_transform
 from convnext.errors import UsageError
 from tests.conftest import MakeFolder
 
@@ -84,6 +84,7 @@ def test_fast_batches_are_bytes_that_become_the_exact_ones(make_folder: MakeFold
     assert (prepared[0] - prepared[1]).abs().mean() < 0.05  # 3 levels of 255: the images are noise
 
 
+@pytest.mark.timeout(120)
 def test_workers_outlive_opencvs_threads_of_the_process_that_starts_them(make_folder: MakeFolder) -> None:
     """A fork brings no threads along, and OpenCV crashes where it waits for them."""
     train = load_data(str(make_folder({"cat": 9, "dog": 9}))).train
@@ -114,6 +115,11 @@ def test_crop_flip_moves_and_mirrors() -> None:
     slopes = varied[:, 0, 16, 20] - varied[:, 0, 16, 12]
     assert 60 < (slopes > 0).sum() < 140
     assert len({tuple(row.tolist()) for row in varied[:, 0, 16, 10:20]}) > 8
+
+
+def test_bytes_are_normalised_alike() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    assert torch.allclose(normalize_bytes(images), normalize(images.float() / 255), atol=1e-6)
 
 
 def test_resize_and_normalize() -> None:

@@ -20,6 +20,7 @@ from convnext.data.transforms import (
     check_augment,
     evaluation_transform,
     normalize,
+    normalize_bytes,
     resize_batch,
     training_transform,
 )
@@ -153,7 +154,7 @@ class Batches:
         """A batch's images on the device: normalised (N, 3, H, W) in channels_last memory, partly erased."""
         images = batch.images.to(device, non_blocking=True)
         if images.dtype == torch.uint8:
-            images = normalize(images.float() / 255)
+            images = normalize_bytes(images)
         if self.random_erasing:
             from timm.data.random_erasing import RandomErasing
 
