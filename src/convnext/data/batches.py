@@ -67,7 +67,7 @@ class Batches:
         accumulate: parts of a process's share of a step.
         workers: processes that read and vary files; 0 for this process alone.
         pin_memory: hold batches where a GPU fetches them without a further copy.
-        transform: from a picture to a normalised tensor (3, H, W), instead of this package's own for evaluation: for
+        transform: from a picture to a normalised tensor (3, H, W), in place of this package's own and its pipeline: for
             networks that were published with theirs.
 
     Raises:
