@@ -37,6 +37,8 @@ lint: $(VENV)/installed-lint
 
 bench: $(VENV)/installed  ## speed against timm and torchvision, as committed in benchmarks/results
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python -m pip install --quiet --editable ".[bench]" --constraint constraints.txt
+	$(BIN)/python benchmarks/loader.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -5,20 +5,16 @@ Writes ``results/inference-DEVICE.csv``. Usage: ``python benchmarks/inference.py
 """
 
 import argparse
-import csv
 import statistics
-import subprocess
 import time
-from pathlib import Path
 
 import torch
+from result_files import write_rows
 from torch import Tensor, nn
 
 import convnext
-from convnext.environment import environment
 
 NETWORKS = ("convnext_tiny", "timm/convnext_tiny", "torchvision/convnext_tiny", "torchvision/resnet50")
-RESULTS = Path(__file__).parent / "results"
 
 
 def seconds_of_a_pass(model: nn.Module, images: Tensor) -> float:
@@ -56,8 +52,6 @@ def main() -> None:
 
     peers = [setting for setting in settings if setting[0] in NETWORKS[1:3]]
     best_peer = max(peers, key=lambda setting: statistics.median(rates[setting]))
-    facts = environment()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     rows = []
     for name, layout in settings:
         low, median, high = statistics.quantiles(rates[name, layout], n=4)
@@ -71,19 +65,11 @@ def main() -> None:
                 "images_per_second": f"{median:.2f}",
                 "quartiles": f"{low:.2f} to {high:.2f}",
                 "ratio_to_best_peer": f"{statistics.median(ratios):.3f}",
-                "date": facts["date"],
-                "machine": f"{facts['gpu'] or facts['processor']}, {facts['threads']} threads",
-                "versions": " ".join(f"{package}={version}" for package, version in facts["versions"].items()),
-                "commit": commit.strip(),
             }
         )
-        print(*list(rows[-1].values())[:7], sep="  ")
+        print(*rows[-1].values(), sep="  ")
     print(f"best peer: {' '.join(best_peer)}")
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"inference-{device}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(f"inference-{device}", rows)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,14 +14,17 @@ from convnext.data.images import FileImages, MemoryImages, UnreadableImageError
 from convnext.data.order import Draw, EvaluationOrder, TrainingOrder
 from convnext.data.transforms import (
     BATCH_AUGMENTS,
+    Pipeline,
     Transform,
     augment_batch,
     check_augment,
     evaluation_transform,
     normalize,
+    normalize_bytes,
     resize_batch,
     training_transform,
 )
+from convnext.errors import unknown_name
 from convnext.randomness import seed_everything
 
 
@@ -49,7 +52,11 @@ class Batches:
         images: the split.
         batch_size: images a step, all processes and parts together; all there are, where there are fewer.
         image_size: pixels a side.
-        augment: ``none``, ``affine``, ``crop_flip`` or ``rand_augment`` (timm's, as in the paper).
+        augment: ``none``, ``affine``, ``crop_flip``, ``rand_augment`` (timm's, as in the paper) or ``trivial_augment``
+            (torchvision's).
+        pipeline: how images are read and varied one by one: ``exact`` (timm's and torchvision's operations on Pillow's
+            pictures) or ``fast`` (the same choices on bytes, which are normalised on the device). Images in memory
+            that are varied as a whole batch are the same in both.
         random_erasing: probability of erasing a rectangle of an image with noise.
         shuffle: draw the images in a new order each epoch and drop the last, smaller batch; else keep their order and
             give every image exactly once, to one of the processes.
@@ -60,11 +67,12 @@ class Batches:
         accumulate: parts of a process's share of a step.
         workers: processes that read and vary files; 0 for this process alone.
         pin_memory: hold batches where a GPU fetches them without a further copy.
-        transform: from a picture to a normalised tensor (3, H, W), instead of this package's own for evaluation: for
+        transform: from a picture to a normalised tensor (3, H, W), in place of this package's own and its pipeline: for
             networks that were published with theirs.
 
     Raises:
-        UsageError: the batch cannot be divided evenly.
+        UsageError: the batch cannot be divided evenly, there is no such augmentation or pipeline, or the augmentation
+            has no fast form.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class Batches:
         batch_size: int,
         image_size: int,
         augment: str = "none",
+        pipeline: str = "exact",
         random_erasing: float = 0.0,
         shuffle: bool = False,
         repeats: int = 1,
@@ -86,6 +95,8 @@ class Batches:
         transform: Transform | None = None,
     ) -> None:
         check_augment(augment)
+        if pipeline not in get_args(Pipeline):
+            raise unknown_name("pipeline", pipeline, get_args(Pipeline))
         self.images = images
         self.image_size = image_size
         self.augment = augment
@@ -97,16 +108,27 @@ class Batches:
             self.order = EvaluationOrder(len(images), batch_size, rank, processes)
         self.loader: DataLoader[Any] | None = None
         if transform is not None or not isinstance(images, MemoryImages) or augment not in BATCH_AUGMENTS:
-            if transform is None:
-                transform = training_transform(image_size, augment) if shuffle else evaluation_transform(image_size)
             self.loader = DataLoader(
-                TransformedImages(images, transform, seed),
+                self.transformed(transform, training=shuffle, fast=pipeline == "fast"),
                 batch_sampler=self.order,
                 num_workers=workers,
                 collate_fn=collate,
                 persistent_workers=workers > 0,
                 pin_memory=pin_memory,
+                worker_init_fn=one_thread if pipeline == "fast" else None,
             )
+
+    def transformed(self, transform: Transform | None, *, training: bool, fast: bool) -> "TransformedImages":
+        """The split's images through a transform of pictures, or else through a pipeline."""
+        if fast and transform is None:
+            from convnext.data.fast import fast_transform, open_image
+
+            varied = fast_transform(self.image_size, self.augment, training=training)
+            return TransformedImages(partial(open_image, self.images), varied, self.seed)
+        if transform is None:
+            size = self.image_size
+            transform = training_transform(size, self.augment) if training else evaluation_transform(size)
+        return TransformedImages(self.images.read, transform, self.seed)
 
     @property
     def batch_size(self) -> int:
@@ -132,7 +154,7 @@ class Batches:
         """A batch's images on the device: normalised (N, 3, H, W) in channels_last memory, partly erased."""
         images = batch.images.to(device, non_blocking=True)
         if images.dtype == torch.uint8:
-            images = normalize(images.float() / 255)
+            images = normalize_bytes(images)
         if self.random_erasing:
             from timm.data.random_erasing import RandomErasing
 
@@ -166,25 +188,43 @@ def signals_blocked() -> Iterator[None]:
 
 
 class TransformedImages(Dataset[Any]):
-    """Images through a transform, each seeded by itself; an unreadable file becomes its error message."""
+    """Images through a transform, each seeded by itself; an unreadable file becomes its error message.
 
-    def __init__(
-        self, images: MemoryImages | FileImages, transform: Callable[[Image.Image], Tensor], seed: int
-    ) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
+    Args:
+        read: gives an image by its number, as the transform takes it, and its label.
+        transform: gives a tensor (3, H, W).
+        seed: of variation.
+    """
+
+    def __init__(self, read: Callable[[int], tuple[Any, int]], transform: Callable[[Any], Tensor], seed: int) -> None:
+        self.read, self.transform, self.seed = read, transform, seed
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int] | str:
+        seed_everything(self.seed, draw.epoch, draw.image, 3, draw.repeat)
         try:
-            picture, label = self.images.read(draw.image)
+            picture, label = self.read(draw.image)
+            return self.transform(picture), label
         except UnreadableImageError as error:
             return str(error)
-        seed_everything(self.seed, draw.epoch, draw.image, 3, draw.repeat)
-        return self.transform(picture), label
 
 
 def collate(samples: list[tuple[Tensor, int] | str]) -> Batch:
     """Samples to a batch; what could not be read is left out and named."""
     good = [sample for sample in samples if not isinstance(sample, str)]
     unreadable = [sample for sample in samples if isinstance(sample, str)]
-    images = torch.stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1)
+    images = stack([image for image, _ in good]) if good else torch.empty(0, 3, 1, 1)
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.long), unreadable)
+
+
+def stack(images: list[Tensor]) -> Tensor:
+    """Images (3, H, W) as one tensor (N, 3, H, W), with the channels last in memory where theirs are."""
+    if images[0].stride(0) == 1:
+        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack(images)
+
+
+def one_thread(worker: int) -> None:  # noqa: ARG001
+    """Keep a reading process's OpenCV to one thread, as PyTorch keeps itself: there is a process a core."""
+    import cv2
+
+    cv2.setNumThreads(0)  # not 1, which would end the threads that a fork did not bring along, and crash

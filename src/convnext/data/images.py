@@ -2,14 +2,20 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from convnext.errors import ConvNeXtError
+
+Pixels = NDArray[Any]  # uint8 (H, W, 3), RGB
 
 
 class UnreadableImageError(ConvNeXtError):
@@ -48,12 +54,26 @@ class FileImages:
         Raises:
             UnreadableImageError: the file is missing, truncated or no image.
         """
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return to_rgb(ImageOps.exif_transpose(image)), self.labels[index]
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"{path}: {error}") from error
+        return read_picture(self.paths[index]), self.labels[index]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A file's picture in RGB, upright.
+
+    Raises:
+        UnreadableImageError: the file is missing, truncated or no image.
+    """
+    with reading(path), Image.open(path) as image:
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file in what goes wrong while it is read."""
+    try:
+        yield
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"{path}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

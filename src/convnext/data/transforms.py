@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from convnext.errors import unknown_name
@@ -16,7 +16,8 @@ EVAL_CROP = 0.875  # evaluation resizes the shorter side to size / 0.875, then c
 SQUASH_FROM = 384  # from this size on, evaluation resizes to the square without a crop
 
 Transform = Callable[[Image.Image], Tensor]
-Augment = Literal["none", "affine", "crop_flip", "rand_augment"]
+Augment = Literal["none", "affine", "crop_flip", "rand_augment", "trivial_augment"]
+Pipeline = Literal["exact", "fast"]
 BATCH_AUGMENTS = ("none", "affine", "crop_flip")  # those that run on whole batches of tensors
 
 
@@ -38,6 +39,12 @@ def normalize(images: Tensor) -> Tensor:
     """Images (N, 3, H, W) in [0, 1] to ImageNet's mean and standard deviation."""
     mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
+
+
+def normalize_bytes(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) in uint8 to ImageNet's mean and standard deviation, in one pass."""
+    mean, std = (255 * torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    return torch.addcmul(-mean / std, images.float(), 1 / std)
 
 
 def augment_batch(images: Tensor, augment: str) -> Tensor:
@@ -89,15 +96,21 @@ def training_transform(image_size: int, augment: str) -> Transform:
 
         vary = v2.RandomAffine((-10, 10), translate=(0.08, 0.08), scale=(0.9, 1.1))
         return v2.Compose([vary, evaluation_transform(image_size)])
-    paper = augment == "rand_augment"
-    return timm_transform(
+    transform = timm_transform(
         image_size,
         is_training=True,
-        scale=(0.08, 1) if paper else (0.35, 1),
-        auto_augment="rand-m9-mstd0.5-inc1" if paper else None,
+        scale=(0.35, 1) if augment == "crop_flip" else (0.08, 1),
+        auto_augment="rand-m9-mstd0.5-inc1" if augment == "rand_augment" else None,
         color_jitter=0,
         re_prob=0,
     )
+    if augment == "rand_augment":
+        allow_posterize_to_nothing(transform)
+    if augment == "trivial_augment":
+        from torchvision.transforms import InterpolationMode, v2
+
+        transform.transforms.insert(2, v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
+    return transform
 
 
 def evaluation_transform(image_size: int) -> Transform:
@@ -110,8 +123,23 @@ def evaluation_transform(image_size: int) -> Transform:
     )
 
 
-def timm_transform(image_size: int, **options: Any) -> Transform:
-    """timm's pipeline to a normalised tensor, bicubic."""
+def timm_transform(image_size: int, **options: Any) -> Any:
+    """timm's pipeline to a normalised tensor, bicubic: a Compose."""
     from timm.data.transforms_factory import create_transform
 
-    return cast(Transform, create_transform(image_size, interpolation="bicubic", mean=MEAN, std=STD, **options))
+    return create_transform(image_size, interpolation="bicubic", mean=MEAN, std=STD, **options)
+
+
+def allow_posterize_to_nothing(transform: Any) -> None:
+    """Let the RandAugment of timm's pipeline keep 0 bits, which it does at full strength and newer Pillows refuse."""
+    from timm.data.auto_augment import RandAugment
+
+    policy = next(part for part in transform.transforms if isinstance(part, RandAugment))
+    for operation in policy.ops:
+        if operation.name == "PosterizeIncreasing":
+            operation.aug_fn = posterize
+
+
+def posterize(picture: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest bits of each value; of 0 bits, black is left."""
+    return ImageOps.posterize(picture, bits) if bits else Image.new("RGB", picture.size)

@@ -224,6 +224,7 @@ def make_batches(
     common: dict[str, Any] = {
         "rank": processes.rank,
         "processes": processes.count,
+        "pipeline": recipe.pipeline,
         "workers": choose_workers(recipe.workers, processes.local_count),
         "pin_memory": device.type == "cuda",
     }
