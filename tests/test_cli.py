@@ -97,7 +97,7 @@ def test_train_json(make_folder: MakeFolder, capsys: Capture) -> None:
     outcome = json.loads(said.out.splitlines()[-1])
     assert set(outcome) == {"run", "best_top1", "epochs", "seconds", "images_per_second"}
     assert (outcome["run"], outcome["epochs"]) == ("run", 1)
-    assert "Weights: run/best.safetensors" in said.err
+    assert "Weights:  run/best.safetensors" in said.err
     assert json.loads(Path("run/recipe.json").read_text())["model"] == "convnext_atto"
 
 

@@ -146,20 +146,17 @@ def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Path, name: str) -> None:
-    long = recipe(data, epochs=60, workers=1, checkpoint_minutes=60)
-    process = start(long, tmp_path)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").stat().st_size:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    long, folder = recipe(data, epochs=200, workers=1, checkpoint_minutes=60), tmp_path / "run"
+    process = start(long, folder)
+    wait_for_checkpoint(folder, 0, process)
     time.sleep(0.3)
     process.send_signal(getattr(signal, name))
     _, said = process.communicate(timeout=60)
     assert process.returncode == PreemptedError.exit_status == 75, said
     assert f"stopped by {name} in epoch" in said
-    assert f"the same command goes on from the last checkpoint in {tmp_path}" in said
-    saved = state(tmp_path)
-    first = next(training(long, tmp_path))
+    assert f"the same command goes on from the last checkpoint in {folder}" in said
+    saved = state(folder)
+    first = next(training(long, folder))
     assert (first.epoch, first.step) == (saved["epoch"], saved["step"])
     assert first.epoch >= 1
 
@@ -179,7 +176,7 @@ def test_data_that_vanish_stop_the_run_and_lose_nothing(data: Path, tmp_path: Pa
 
 
 def test_an_image_damaged_in_mid_epoch_is_skipped_and_named(data: Path, tmp_path: Path) -> None:
-    updates = training(recipe(data), tmp_path)
+    updates = training(recipe(data), tmp_path / "run")
     next(progress for progress in updates if (progress.epoch, progress.step) == (0, 2))
     for path in (data / "train" / "cat").iterdir():
         path.write_bytes(path.read_bytes()[:300])
@@ -187,7 +184,7 @@ def test_an_image_damaged_in_mid_epoch_is_skipped_and_named(data: Path, tmp_path
     assert said
     assert all(warning.startswith(f"skipped, cannot be read: {data}/train/cat/") for warning in said)
     assert len(set(said)) == len(said)
-    assert log(tmp_path)[-1]["unreadable"] > 0
+    assert log(tmp_path / "run")[-1]["unreadable"] > 0
 
 
 PLANTED = "stages.1.0.pwconv1"
@@ -232,8 +229,8 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
 ) -> None:
     plant(monkeypatch, at=3)  # with a checkpoint after each step, it is the saving that would come first
     with pytest.raises(DivergedError, match=r"not finite .*epoch 1, step 4|the weights are not finite after epoch 1"):
-        train(recipe(data), tmp_path)
-    assert all(tensor.isfinite().all() for tensor in tensors(state(tmp_path)["learner"]["model"]))
+        train(recipe(data), tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in tensors(state(tmp_path / "run")["learner"]["model"]))
 
 
 def test_images_that_are_not_finite_are_told_from_weights(
@@ -241,4 +238,4 @@ def test_images_that_are_not_finite_are_told_from_weights(
 ) -> None:
     monkeypatch.setattr("convnext.data.batches.Batches.prepare", lambda _, batch, __: batch.images / 0)
     with pytest.raises(DivergedError, match="the images themselves are not finite"):
-        train(recipe(data), tmp_path)
+        train(recipe(data), tmp_path / "run")

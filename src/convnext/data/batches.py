@@ -107,6 +107,7 @@ class Batches:
         else:
             self.order = EvaluationOrder(len(images), batch_size, rank, processes)
         self.loader: DataLoader[Any] | None = None
+        self.source: Iterator[Batch] | None = None
         if transform is not None or not isinstance(images, MemoryImages) or augment not in BATCH_AUGMENTS:
             self.loader = DataLoader(
                 self.transformed(transform, training=shuffle, fast=pipeline == "fast"),
@@ -143,12 +144,18 @@ class Batches:
         """The batches of one epoch, ``accumulate`` of them a step, without those of the first ``skip`` steps."""
         self.order.epoch, self.order.skip = epoch, skip
         if self.loader is None:
-            source = self.from_memory()
+            self.source = self.from_memory()
         else:
-            with signals_blocked():  # they are for this process; the reading processes end with it
-                source = iter(self.loader)
-        for position, batch in zip(self.order.positions(), source, strict=True):
-            yield batch._replace(position=position)
+            with signals_blocked():  # they are for this process, which ends the reading ones
+                self.source = iter(self.loader)
+        for position in self.order.positions():
+            if self.source is None:  # closed
+                return
+            yield next(self.source)._replace(position=position)
+
+    def close(self) -> None:
+        """End the reading processes. They do not end of themselves, since signals to end do not reach them."""
+        self.source = self.loader = None  # they live as long as these
 
     def prepare(self, batch: Batch, device: torch.device) -> Tensor:
         """A batch's images on the device: normalised (N, 3, H, W) in channels_last memory, partly erased."""

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def evaluate(
         batches.processes = processes.count
         model = trained.model.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
         try:
-            metrics = evaluate_batches(model, batches, len(trained.classes), torch_device, autocast)
+            with closing(batches):
+                metrics = evaluate_batches(model, batches, len(trained.classes), torch_device, autocast)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"batches of {batch_size} are too large for the memory of {torch_device}: lower --batch-size"

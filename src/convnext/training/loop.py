@@ -5,7 +5,7 @@ evaluate, log and save.
 import math
 import time
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,8 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
     )
     look_every = 1 if device.type == "cpu" or recipe.accumulate > 1 else LOOK_EVERY
 
-    with locked(folder) if processes.first else nullcontext(), stop_requests() as request:
+    alone = locked(folder) if processes.first else nullcontext()
+    with alone, stop_requests() as request, closing(train_batches), closing(val_batches):
         checkpoints = Checkpoints(run, learner, processes, seconds=60 * recipe.checkpoint_minutes)
         first_epoch, first_step, log, meter_state = checkpoints.restore(device)
         checkpoints.begin(recipe, data, log)
