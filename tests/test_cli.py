@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from convnext.cli import main
 from tests.conftest import MakeFolder
@@ -179,3 +181,31 @@ def test_ctrl_c_ends_with_130_and_the_next_call_goes_on() -> None:
     assert main(words) == 0
     assert Path("study/runs/kernel_7/seed-0/last.pt").stat().st_mtime_ns == before
     assert [len(step["top1"]) for step in json.loads(Path("study/results.json").read_text())["steps"]] == [1, 1]
+
+
+@pytest.mark.slow
+def test_three_hundred_photographs_train_with_no_flag(capsys: Capture) -> None:
+    """Cut from two photographs, and a third class of grey stones (smoothed noise)."""
+    from scipy.ndimage import gaussian_filter
+    from sklearn.datasets import load_sample_image
+
+    draw = np.random.default_rng(0)
+    for label in ("flower", "stones", "temple"):
+        Path("photos", label).mkdir(parents=True)
+        for i in range(100):
+            if label == "stones":
+                grey = gaussian_filter(draw.normal(size=(240, 320)), draw.uniform(4, 9))
+                pixels = np.repeat((grey / np.abs(grey).max() * 120 + 128)[..., None], 3, 2)
+            else:
+                whole = load_sample_image("china.jpg" if label == "temple" else "flower.jpg")
+                top, left = draw.integers(0, 427 - 240), draw.integers(0, 640 - 320)
+                pixels = whole[top : top + 240, left : left + 320] * draw.uniform(0.6, 1.1)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(f"photos/{label}/{i}.jpg")
+    assert main(["train", "photos"]) == 0
+    said = capsys.readouterr().err
+    assert "Recipe small: 300 images in 3 classes, about 240 px, too few for the paper's recipe" in said
+    run = Path("runs/convnext_atto-photos")
+    assert f"Weights:  {run}/best.safetensors" in said
+    assert max(json.loads(line)["top1"] for line in (run / "metrics.jsonl").read_text().splitlines()) > 95
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 60

@@ -12,7 +12,7 @@ import convnext
 from convnext.errors import UsageError
 from convnext.training import choice
 from convnext.training.choice import choose_recipe, recipe_for, typical_side
-from convnext.training.recipes import digits, finetune, paper_1k, small
+from convnext.training.recipes import digits, finetune, paper_1k
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,8 @@ def test_small_images_get_a_finer_stem(tmp_path: Path, size: tuple[int, int], pi
 def test_photographs_without_and_with_weights_at_hand(tmp_path: Path) -> None:
     data = folder(tmp_path / "data", (160, 120))
     without = choose_recipe(data)
-    assert without.recipe == small(data)
+    assert without.name == "small"
+    assert without.recipe.weights is None
     assert "no published weights at hand" in str(without)
     (tmp_path / "cache").mkdir()
     torch.save(
@@ -58,6 +59,15 @@ def test_photographs_without_and_with_weights_at_hand(tmp_path: Path) -> None:
     assert found.recipe.model == "convnext_tiny"
     assert "convnext_tiny (in1k) are at hand" in found.why
     assert choose_recipe(data, model="convnext_base").name == "small"  # nothing at hand for that one
+
+
+@pytest.mark.parametrize(("device", "size", "epochs"), [("cpu", 96, 60), ("cuda", 128, 100)])
+def test_photographs_without_a_gpu_are_taken_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, size: int, epochs: int
+) -> None:
+    monkeypatch.setattr(choice, "choose_device", lambda _: torch.device(device))
+    recipe = recipe_for(folder(tmp_path / "data", (160, 120)))
+    assert (recipe.image_size, recipe.epochs) == (size, epochs)
 
 
 def test_many_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

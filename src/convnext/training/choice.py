@@ -9,6 +9,7 @@ from PIL import Image
 
 from convnext.data import FileImages, load_data
 from convnext.errors import unknown_name
+from convnext.training.machine import choose_device
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import RECIPES, finetune, paper_1k, small
 from convnext.weights import PUBLISHED, at_hand
@@ -84,7 +85,11 @@ def choose_for_folder(data: str, model: str | None) -> Choice:
         recipe = dataclasses.replace(finetune(data, variant), weights=tag)
         return Choice(recipe, "finetune", f"{there}, and published weights of {variant} ({tag}) are at hand")
     why = f"{there}, too few for the paper's recipe, and no published weights at hand (--recipe finetune fetches some)"
-    return Choice(small(data, **chosen), "small", why)
+    recipe = small(data, **chosen)
+    if choose_device("auto").type == "cpu":
+        recipe = dataclasses.replace(recipe, image_size=96, stem_stride=4, epochs=60)
+        why += "; without a GPU at 96 px, a quarter of the work"
+    return Choice(recipe, "small", why)
 
 
 def typical_side(paths: tuple[Path, ...]) -> int:
