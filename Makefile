@@ -35,8 +35,9 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/installed  ## speed against timm and torchvision, as committed in benchmarks/results
+bench: $(VENV)/installed  ## speed and memory against timm and torchvision, as committed in benchmarks/results
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python -m pip install --quiet --editable ".[bench]" --constraint constraints.txt
 	$(BIN)/python benchmarks/loader.py
 

@@ -1,5 +1,6 @@
 """What learns: the network, its running average, the optimiser and the loss scaling."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from convnext.errors import UsageError
 from convnext.training.distributed import Processes
 from convnext.training.machine import autocast_for
-from convnext.training.network import build, checkpoint_blocks, smallest_batch
+from convnext.training.network import build, checkpoint_blocks, smallest_batch, statistics_kept
 from convnext.training.objective import Objective
 from convnext.training.optimizer import adamw
 from convnext.training.recipe import Recipe
@@ -102,7 +103,8 @@ class Learner:
         with self.autocast:
             logits = self.network(images)
         loss = self.objective.loss(logits, targets)
-        self.scaler.scale(loss * weight).backward()
+        with statistics_kept(self.model) if self.recipe.checkpoint_activations else nullcontext():
+            self.scaler.scale(loss * weight).backward()
         return loss.detach()
 
     def update(self, skip: Tensor) -> None:

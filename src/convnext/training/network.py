@@ -1,8 +1,11 @@
 """The recipe's network: built, and prepared for training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from convnext.errors import UsageError
@@ -68,3 +71,17 @@ def checkpoint_blocks(model: nn.Module) -> None:
         raise UsageError(f"{type(model).__name__} has no blocks to recompute: leave --checkpoint-activations out")
     for block in found.values():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Hold BatchNorm's running statistics, which a block that is computed again would move a second time."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
