@@ -116,10 +116,9 @@ def train(arguments: TrainArguments, why: str) -> None:
     folder = arguments.out or default_folder(recipe)
     if not arguments.resume and not is_vacant(folder):
         raise UsageError(f"{folder} is not empty: leave --no-resume out to go on there, or choose another with --out")
-    if is_first():
-        note(f"{why}. Trains {recipe.model} for {recipe.epochs} epochs; --help lists every field.")
+    opening = f"{why}. Trains {recipe.model} for {recipe.epochs} epochs; --help lists every field."
     with interruptible(folder):
-        run = train_recipe(recipe, folder)
+        run = train_recipe(recipe, folder, opening)
     if not is_first():
         return
     if arguments.json:
@@ -266,8 +265,8 @@ def interruptible(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        kept = f"Interrupted. What is finished is kept in {folder}: the same command goes on from there."
-        raise KeyboardInterrupt(str(interrupt) or (kept if folder else "")) from None
+        kept = f" What is finished is kept in {folder}: the same command goes on from there." if folder else ""
+        raise KeyboardInterrupt((str(interrupt) or "Interrupted.") + kept) from None
 
 
 def names(words: str) -> list[str]:

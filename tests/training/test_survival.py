@@ -194,8 +194,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Make a weight NaN after the step ``at`` (from 1) has moved the weights."""
     update, done = Learner.update, []
 
-    def planted(self: Learner) -> None:
-        update(self)
+    def planted(self: Learner, skip: Tensor) -> None:
+        update(self, skip)
         done.append(1)
         if len(done) == at:
             with torch.no_grad():

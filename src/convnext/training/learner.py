@@ -105,11 +105,18 @@ class Learner:
         self.scaler.scale(loss * weight).backward()
         return loss.detach()
 
-    def update(self) -> None:
-        """Move the weights, and the running average after them."""
+    def update(self, skip: Tensor) -> None:
+        """Move the weights, and the running average after them.
+
+        Args:
+            skip: on the device, 1 to leave the weights as they are and 0 to move them. So a loss that is not finite
+                does not spoil them before it is noticed, and its cause can still be found.
+        """
         if self.recipe.clip_grad:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        if not self.scaler.is_enabled():  # which sets it itself, from the gradients
+            self.optimizer.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

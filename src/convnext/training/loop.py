@@ -147,7 +147,7 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
                     weight, last = len(labels) / share, part + 1 == recipe.accumulate
                     loss = learner.add_gradients(images, labels, weight, last)
                     meter.add(loss, len(labels), step, batch.unreadable)
-                learner.update()
+                learner.update(skip=meter.is_bad)
                 session_steps += 1
                 if (step + 1) % look_every == 0 or step + 1 == steps or (processes.count == 1 and request):
                     stop = meter.look(bool(request))
@@ -157,7 +157,7 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
                         checkpoints.save(epoch, step + 1, meter, log)
                     if stop:
                         processes.wait()  # a launcher ends its job when the first of them leaves
-                        raise request.outcome(f"epoch {epoch + 1}, step {step + 1}: {checkpoints.kept}")
+                        raise request.outcome(f"epoch {epoch + 1}, step {step + 1}", checkpoints.kept)
                 progress = replace(
                     progress,
                     metrics=None,

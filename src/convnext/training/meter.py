@@ -44,6 +44,11 @@ class Meter:
         self.own_images += images
         self.unreadable += unreadable
 
+    @property
+    def is_bad(self) -> Tensor:
+        """On the device: 1 after a loss that is not finite, else 0."""
+        return self.bad_step.isfinite().float()
+
     def look(self, stop: bool) -> bool:
         """Add up over all processes; returns whether any of them was asked to stop."""
         sums = torch.cat((self.own, self.own.new_tensor([float(stop)])))

@@ -33,16 +33,17 @@ def show_warnings(updates: Iterable[Progress]) -> None:
         say_warnings(progress.warnings, console)
 
 
-def show_training(updates: Iterable[Progress], title: str) -> None:
-    """Follow a training to its end, on stderr."""
+def show_training(updates: Iterable[Progress], title: str, opening: str = "") -> None:
+    """Follow a training to its end, on stderr; an ``opening`` line comes first, when the training has begun."""
     console = console_on(sys.stderr)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
     last_line = time.perf_counter()
     with RichProgress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0, state="")
         for progress in updates:
-            for note in progress.notes:
+            for note in filter(None, (opening, *progress.notes)):
                 console.print(note, markup=False, highlight=False, soft_wrap=True)
+            opening = ""
             say_warnings(progress.warnings, console)
             bar.update(task, completed=progress.fraction, state=describe(progress))
             finished = progress.epoch == progress.epochs

@@ -42,7 +42,7 @@ class Run:
         return sum(metrics["seconds"] for metrics in self.metrics)
 
 
-def train(recipe: Recipe, out: str | Path | None = None) -> Run:
+def train(recipe: Recipe, out: str | Path | None = None, opening: str = "") -> Run:
     """Train by a recipe, with live progress on stderr; a run that stopped goes on, a finished one is read.
 
     Under torchrun, the processes that it started train together.
@@ -50,6 +50,7 @@ def train(recipe: Recipe, out: str | Path | None = None) -> Run:
     Args:
         recipe: what to do; see :mod:`convnext.training.recipe` for named ones.
         out: the run's folder; by default ``runs/MODEL-DATA``.
+        opening: a line to print before the progress.
 
     Raises:
         UsageError: the recipe does not fit the data, or the folder belongs to another recipe.
@@ -62,7 +63,7 @@ def train(recipe: Recipe, out: str | Path | None = None) -> Run:
     with joined(recipe.device) as processes:
         updates = training(recipe, folder, processes)
         if processes.first:
-            show_training(tracked(updates, trackers, folder, recipe), title)
+            show_training(tracked(updates, trackers, folder, recipe), title, opening)
         else:
             show_warnings(updates)
     run = read_run(recipe, folder)

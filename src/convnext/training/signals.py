@@ -34,12 +34,12 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal, self.time = signal.Signals(number), time.monotonic()
 
-    def outcome(self, saved: str) -> BaseException:
-        """What ends the training after its step, with the word of what is ``saved``."""
+    def outcome(self, place: str, kept: str) -> BaseException:
+        """What ends the training after its step: at which ``place``, and how to go on with what is ``kept``."""
         if self.signal == signal.SIGINT:
-            return KeyboardInterrupt(f"Interrupted in {saved}.")
+            return KeyboardInterrupt(f"Interrupted in {place}.")
         name = self.signal.name if self.signal else "a signal to another process"
-        return PreemptedError(f"stopped by {name} in {saved}")
+        return PreemptedError(f"stopped by {name} in {place}, all is saved: {kept}")
 
 
 @contextmanager
