@@ -90,20 +90,21 @@ def roadmap(
 class TrainArguments(Recipe):
     """Train a network on a data set, by a recipe of which every field can be changed here.
 
-    The recipe is chosen by the data unless --recipe names one. Called again with the same words, it goes on where it
-    stopped.
+    The recipe is chosen by the data unless --recipe names one; `convnext train DATA --help` shows its defaults. Called
+    again with the same words, it goes on where it stopped. Exit status: 0 done, 1 the work failed, 2 the words were
+    wrong, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C; after either, the same words go on.
     """
 
     data: Positional[str] = "digits"
-    """digits, cifar10, cifar100, imagenet:PATH, or the path of a folder with train/ and val/ or a folder a class."""
+    """digits, cifar10, cifar100, imagenet:PATH, or a folder of images: train/CLASS/ and val/CLASS/, or CLASS/."""
     recipe: str | None = None
-    """One of `convnext recipes`; chosen by the data unless given. The defaults below are those of the recipe."""
+    """one of `convnext recipes`; None for the one that suits the data. It gives the defaults that are shown here."""
     out: Path | None = None
-    """The run's folder; runs/MODEL-DATA by default."""
+    """the run's folder; None for runs/MODEL-DATA."""
     resume: bool = True
-    """Go on with the run in that folder; with --no-resume, a folder that has one is refused."""
+    """go on with the run in that folder; with --no-resume, a folder that is not empty is refused."""
     json: bool = False
-    """Print the outcome as JSON on the last line of stdout."""
+    """print the outcome as JSON on the last line of stdout."""
 
 
 def train(arguments: TrainArguments, why: str) -> None:
@@ -142,8 +143,8 @@ def recipes(name: Positional[str] = "", json: bool = False) -> None:
     """List the named recipes, or show one in full.
 
     Args:
-        name: a recipe's name; all unless given.
-        json: print every field of each as JSON on stdout.
+        name: a recipe's name, to see every field of it; all in a table unless given.
+        json: print name, contract and every field of each as JSON on stdout.
     """
     from convnext.training.progress import console_on
     from convnext.training.recipes import RECIPES
@@ -177,14 +178,14 @@ def evaluate(
 
     Args:
         run: a run's folder; or torchvision/NAME, timm/NAME for a network with its library's published weights.
-        data: the images that the run held out, by default; or digits, cifar10, cifar100, imagenet:PATH, or the path of
-            a folder of images: of one with val/ or test/ that part, else all its images.
-        out: folder for the files; RUN/evaluation by default, runs/evaluation-NAME-DATA for published weights.
+        data: None for the images that the run held out; or digits, cifar10, cifar100, imagenet:PATH, or the path of a
+            folder of images: of one with val/ or test/ that part, else all its images.
+        out: folder for the files; None for RUN/evaluation, or runs/evaluation-NAME-DATA for published weights.
         json: print the evaluation as JSON on stdout.
-        batch_size: images at a time; it decides speed and memory only.
-        device: auto (a GPU where there is one), cpu, cuda, mps.
+        batch_size: images at a time, in each process; it decides speed and memory only.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
         precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it.
-        workers: processes that read image files; -1 for one a core, at most 8.
+        workers: reading processes; 0 for none, -1 for one a core, at most 8.
     """
     from convnext.deploy.evaluate import evaluate
     from convnext.deploy.evaluation_report import default_folder, document, table, write_evaluation
@@ -285,7 +286,10 @@ def note(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 the work failed, 2 the words were wrong, 130 interrupted."""
+    """Run a command; returns the exit status.
+
+    0 done, 1 the work failed, 2 the words were wrong, 75 stopped by a signal with all saved, 130 interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         run(words)

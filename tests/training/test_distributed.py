@@ -143,10 +143,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 def test_a_killed_process_ends_the_job_and_it_goes_on(data: Path, tmp_path: Path, rank: int) -> None:
     long = recipe(data, epochs=12, checkpoint_minutes=0)
     process = launch(words(long, tmp_path / "two"))
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "two" / "last.pt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_checkpoint(tmp_path / "two")
     killed = time.monotonic()
     os.kill(children(process)[rank], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
@@ -156,6 +153,49 @@ def test_a_killed_process_ends_the_job_and_it_goes_on(data: Path, tmp_path: Path
     finish(launch(words(long, tmp_path / "two")))
     train(long, tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (folder / "last.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+ALL_SIGNALS = ("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")  # SIGUSR1 would otherwise end torchrun alone
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_torchrun_saves_in_mid_epoch_and_the_run_goes_on(data: Path, tmp_path: Path, name: str) -> None:
+    long = recipe(data, epochs=8)
+    process = launch(words(long, tmp_path / "two"), "--standalone", "--nproc-per-node", "2", *ALL_SIGNALS)
+    wait_for_checkpoint(tmp_path / "two")
+    process.send_signal(signal.Signals[name])
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"stopped by {name} in epoch" in said
+    assert torch.load(tmp_path / "two" / "last.pt", weights_only=True)["step"] > 0
+    finish(launch(words(long, tmp_path / "two")))
+    train(long, tmp_path / "one")
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_no_machine_leaves_before_the_first_has_saved(data: Path, tmp_path: Path) -> None:
+    """A launcher such as srun may end the whole job as soon as one machine's part of it has ended."""
+    port, run = str(free_port()), tmp_path / "two"
+    common = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
+    asked = words(recipe(data, epochs=8), run)
+    nodes = [launch(asked, *common, "--node-rank", str(rank)) for rank in range(2)]
+    wait_for_checkpoint(run)
+    nodes[1].send_signal(signal.SIGTERM)
+    _, said = nodes[1].communicate(timeout=60)
+    assert torch.load(run / "last.pt", weights_only=True)["step"] > 0
+    assert "stopped by SIGTERM" in said
+    assert "stopped by a signal to another process" in nodes[0].communicate(timeout=60)[1]
 
 
 def test_sync_batch_norm_needs_gpus() -> None:

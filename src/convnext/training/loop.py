@@ -156,6 +156,7 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
                     if stop or checkpoints.due:
                         checkpoints.save(epoch, step + 1, meter, log)
                     if stop:
+                        processes.wait()  # a launcher ends its job when the first of them leaves
                         raise request.outcome(f"epoch {epoch + 1}, step {step + 1}", checkpoints.kept)
                 progress = replace(
                     progress,

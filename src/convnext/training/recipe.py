@@ -20,46 +20,46 @@ class Recipe:
         data: digits, cifar10, cifar100, imagenet:PATH, or the path of a folder of images.
         model: a name that `convnext models` lists, or torchvision/NAME, timm/NAME.
         weights: what to start from: a weights file, a run's folder, or the tag of a published checkpoint (in1k,
-            in22k, ...); unset for random weights. Another number of classes gets a new head.
+            in22k, ...); None for random weights. Another number of classes gets a new head.
         image_size: pixels a side, in training.
-        eval_image_size: pixels a side in evaluation; unset for image_size.
+        eval_image_size: pixels a side in evaluation; None for image_size.
         epochs: passes over the training images.
         batch_size: images a step, over all processes and accumulated parts; all there are, where there are fewer.
         accumulate: parts that a process divides its share of a step into, to save memory; the gradients are summed.
-        lr: peak learning rate at a batch of lr_batch_size images; scaled in proportion to the batch.
-        lr_batch_size: the batch that lr is stated for.
-        min_lr: where the cosine ends, whatever the batch.
-        warmup_epochs: epochs of linear growth from 0 to the peak, at most half of the training.
+        lr: peak learning rate at a batch of lr_batch_size images; used is lr x batch_size / lr_batch_size.
+        lr_batch_size: the batch, in images, that lr is stated for.
+        min_lr: learning rate at the end of the cosine, whatever the batch.
+        warmup_epochs: epochs of linear growth from 0 to the peak rate, cut to half of all epochs.
         weight_decay: AdamW's; none on biases, 1-d parameters and GRN.
-        betas: AdamW's.
-        eps: AdamW's.
-        layer_decay: factor on the learning rate for each layer group further from the head; 1 for none.
+        betas: AdamW's decay of the running mean of the gradient, and of its square.
+        eps: AdamW's, added to the denominator.
+        layer_decay: factor on the learning rate for each group of layers further from the head; 1 for none.
         layer_groups: what layer_decay counts: group, the paper's 12 groups; or block, every block by itself.
         clip_grad: largest norm of the whole gradient; 0 for no limit.
-        ema_decay: of the running average of the weights, which is then what is evaluated and saved as best; 0 for
-            none. It harms networks with BatchNorm.
+        ema_decay: a step's decay of the running average of the weights, which is then what is evaluated and saved as
+            best; 0 for none. It harms networks with BatchNorm.
         loss: cross_entropy, or bce (binary cross-entropy over one-hot or mixed targets).
-        label_smoothing: probability spread over all classes.
+        label_smoothing: probability (0 to 1) taken from the label and spread over all classes.
         drop_path: stochastic depth's rate at the last block (references keep their library's).
-        layer_scale: initial LayerScale; 0 for none; unset keeps the network's own (1e-6 in V1 and the roadmap).
+        layer_scale: initial LayerScale; 0 for none; None for the network's own (1e-6 in V1 and the roadmap).
         head_init_scale: factor on the classifier's initial weights and biases (references keep theirs).
-        stem_stride: 4, or 2 or 1 for small images; unset keeps the network's own.
+        stem_stride: 4, or 2 or 1 for small images; None for the network's own.
         augment: none, affine (turn, scale, shift), crop_flip, rand_augment (the paper's), or trivial_augment.
-        pipeline: exact (timm's operations on PIL images) or fast (the same distribution, on smaller decoded images).
-        random_erasing: probability of erasing a rectangle with noise.
+        pipeline: exact (timm's operations on PIL images) or fast (the same choices, on smaller decoded images).
+        random_erasing: probability of erasing a rectangle of an image with noise.
         mixup: mixup's alpha; 0 for none.
         cutmix: cutmix's alpha; 0 for none.
         repeated_augmentation: times that each drawn image comes, varied anew; an epoch keeps its length.
-        sync_batch_norm: take BatchNorm's statistics over all processes.
-        val_fraction: part of each class to hold out where the data comes undivided.
+        sync_batch_norm: take BatchNorm's statistics over all processes (GPUs only).
+        val_fraction: part of each class (0 to 1) to hold out where the data comes undivided.
         precision: fp32, bf16 or fp16 (autocast; fp16 with loss scaling), or auto: bf16 on a GPU that has it.
         seed: of initial weights, order, augmentation, drop path and mixing.
-        checkpoint_activations: recompute each block's inside in the backward pass: less memory, about a third slower.
+        checkpoint_activations: compute each block again in the backward pass: less memory for a second forward pass.
         checkpoint_minutes: minutes between two checkpoints within an epoch; there is one after each epoch as well.
-        compile: torch.compile the network.
-        track: log to tensorboard, wandb or both, separated by a comma.
-        device: auto (a GPU where there is one), cpu, cuda, mps.
-        workers: processes that read image files; -1 for one a core, at most 8.
+        compile: torch.compile the network; the first steps take longer.
+        track: log to tensorboard, wandb or both, separated by a comma, besides metrics.jsonl; each needs its package.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        workers: reading processes beside each training process; 0 for none, -1 for its share of the cores, at most 8.
     """
 
     data: str = "digits"
