@@ -13,6 +13,7 @@ from convnext.quantities import duration
 from convnext.training.loop import Progress
 
 PLAIN_SECONDS = 10  # between two plain lines
+BAR_WIDTH = 16
 
 
 def console_on(stream: IO[str]) -> Console:
@@ -36,7 +37,8 @@ def show_warnings(updates: Iterable[Progress]) -> None:
 def show_training(updates: Iterable[Progress], title: str, opening: str = "") -> None:
     """Follow a training to its end, on stderr; an ``opening`` line comes first, when the training has begun."""
     console = console_on(sys.stderr)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
+    opening = "\n".join(filter(None, (opening, title if console.is_terminal else "")))
+    columns = (BarColumn(bar_width=BAR_WIDTH), TextColumn("{task.fields[state]}", markup=False))
     last_line = time.perf_counter()
     with RichProgress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=1.0, state="")
@@ -45,26 +47,28 @@ def show_training(updates: Iterable[Progress], title: str, opening: str = "") ->
                 console.print(note, markup=False, highlight=False, soft_wrap=True)
             opening = ""
             say_warnings(progress.warnings, console)
-            bar.update(task, completed=progress.fraction, state=describe(progress))
+            bar.update(task, completed=progress.fraction, state=describe(progress, console.width - BAR_WIDTH - 1))
             finished = progress.epoch == progress.epochs
             if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):
                 console.print(f"{title}: {describe(progress)}", markup=False, highlight=False, soft_wrap=True)
                 last_line = time.perf_counter()
 
 
-def describe(progress: Progress) -> str:
-    """A training's state in a line."""
-    epoch = min(progress.epoch + 1, progress.epochs)
-    parts = [f"epoch {epoch}/{progress.epochs}"]
+def describe(progress: Progress, width: int | None = None) -> str:
+    """A training's state in a line; what matters least is left out where it would be wider than ``width``."""
+    parts = {"epoch": f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"}
     if progress.step:
-        parts.append(f"step {progress.step}/{progress.steps}")
-    parts.append(f"{progress.images_per_second:,.0f} images/s")
+        parts["step"] = f"step {progress.step}/{progress.steps}"
+    parts["speed"] = f"{progress.images_per_second:,.0f} images/s"
     if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.3f}")
+        parts["loss"] = f"loss {progress.loss:.3f}"
     if progress.top1 is not None:
-        parts.append(f"top-1 {progress.top1:.1f} %")
-    parts.append(f"lr {progress.lr:.2g}")
-    parts.append(f"data wait {100 * progress.data_wait:.0f} %")
+        parts["top1"] = f"top-1 {progress.top1:.1f} %"
+    parts["lr"] = f"lr {progress.lr:.2g}"
+    parts["wait"] = f"data wait {100 * progress.data_wait:.0f} %"
     if progress.seconds_left is not None:
-        parts.append(f"{duration(progress.seconds_left)} left")
-    return "  ".join(parts)
+        parts["left"] = f"{duration(progress.seconds_left)} left"
+    for least in ("lr", "step", "wait", "speed"):
+        if width is not None and len("  ".join(parts.values())) > width:
+            parts.pop(least, None)
+    return "  ".join(parts.values())
