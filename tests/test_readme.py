@@ -1,5 +1,6 @@
 """What the README and the docs show works, and the figures in them are true."""
 
+import csv
 import io
 import json
 import re
@@ -13,6 +14,7 @@ from PIL import Image
 import convnext
 from convnext.figures import render
 from convnext.study.figure import draw
+from convnext.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,6 +41,29 @@ def test_the_family_table_is_true() -> None:
             model = convnext.create_model(name)
         cost = convnext.cost(model)
         assert (f"{cost.params:,}", f"{cost.macs / 1e9:.3f}") == (params, gmacs), name
+
+
+def test_the_recipes_table_is_true() -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `([\w/]+)` \| (.*) \|$", text, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(RECIPES)
+    for name, model, figures in rows:
+        recipe = RECIPES[name]("DATA")
+        average = f"{recipe.ema_decay:.5g}" if recipe.ema_decay else "-"
+        rate = f"{recipe.lr:g} at {recipe.lr_batch_size}"
+        numbers = [str(number) for number in (recipe.epochs, recipe.image_size, recipe.batch_size)]
+        assert figures.split(" | ")[:-1] == [*numbers, rate, recipe.weights or "-", average], name
+        assert model == recipe.model
+
+
+def test_the_loaders_table_is_the_committed_results() -> None:
+    with (ROOT / "benchmarks" / "results" / "loader-cpu.csv").open() as file:
+        measured = {(row["images_per_second_per_core"], row["ratio_to_timm"]) for row in csv.DictReader(file)}
+    rows = re.findall(
+        r"^\| (?:timm|ours), .* \| (\d+) \| ([\d.]+) \|$", (ROOT / "docs" / "training.md").read_text(), re.M
+    )
+    assert len(rows) == 4
+    assert set(rows) <= measured
 
 
 def test_the_figure_belongs_to_the_committed_results() -> None:
