@@ -137,7 +137,7 @@ def test_another_recipe_or_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"not finite \(epoch 1, .*learning rate .*lower --lr"):
+    with pytest.raises(DivergedError, match=r"not finite \(epoch 1, .*learning rate .*a lower --lr"):
         train(dataclasses.replace(TINY, lr=1e30, warmup_epochs=0), tmp_path)
     assert (tmp_path / "recipe.json").exists()
 

@@ -162,7 +162,8 @@ class Checkpoints:
             return
         if not self.learner.is_finite():
             raise DivergedError(
-                f"the weights are not finite after epoch {epoch + 1}, step {step}: lower --lr; {self.kept}"
+                f"the weights are not finite after epoch {epoch + 1}, step {step}: lower --lr, with another "
+                f"--out; the last checkpoint in {self.run.dir} is whole"
             )
         learner = self.learner.state_dict(finished)
         sums = meter.state_dict() if meter else None

@@ -118,6 +118,8 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
         checkpoints.begin(recipe, data, log)
         best = max((metrics["top1"] for metrics in log), default=-math.inf)
         said: set[str] = set()  # warnings
+        if first_epoch == epochs:
+            notes += (f"the training in {folder} is finished",)
         progress = Progress(first_epoch, epochs, first_step, steps, notes=notes)
         yield progress
 
@@ -178,7 +180,7 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
             seconds, images_per_second = meter.elapsed, meter.images_per_second
             result = evaluate(learner.evaluated, val_batches, len(data.classes), device, learner.autocast)
             if not math.isfinite(result.loss):
-                raise DivergedError(f"{where(epoch, steps - 1, lr)}, in evaluation: lower --lr; {checkpoints.kept}")
+                raise DivergedError(f"{where(epoch, steps - 1, lr)}, in evaluation: lower --lr")
             if result.top1 > best:
                 best = result.top1
                 checkpoints.save_best()
@@ -271,6 +273,9 @@ def diverged(
     if not math.isfinite(step):
         return DivergedError(f"the loss of another process is not finite (epoch {epoch + 1}): see what it said")
     cause = first_bad_module(learner.model, images, learner.autocast)
-    remedy = "train with --precision bf16 or" if learner.recipe.precision == "fp16" else "lower --lr, or"
-    remedy += " lower --lr" if learner.recipe.precision == "fp16" else " train with --precision bf16 or fp32"
-    return DivergedError(f"{where(epoch, int(step), lr)}; {cause}. To avoid it, {remedy}; {checkpoints.kept}")
+    is_fp16 = learner.recipe.precision == "fp16"
+    remedy = "--precision bf16 or a lower --lr" if is_fp16 else "a lower --lr, or --precision bf16 or fp32"
+    return DivergedError(
+        f"{where(epoch, int(step), lr)}; {cause}. Train with {remedy}, and another --out, since that is another "
+        f"recipe. The last checkpoint in {checkpoints.run.dir} is whole"
+    )

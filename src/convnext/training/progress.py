@@ -59,13 +59,15 @@ def describe(progress: Progress, width: int | None = None) -> str:
     parts = {"epoch": f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"}
     if progress.step:
         parts["step"] = f"step {progress.step}/{progress.steps}"
-    parts["speed"] = f"{progress.images_per_second:,.0f} images/s"
+    if progress.images_per_second:
+        parts["speed"] = f"{progress.images_per_second:,.0f} images/s"
     if progress.loss is not None:
         parts["loss"] = f"loss {progress.loss:.3f}"
     if progress.top1 is not None:
         parts["top1"] = f"top-1 {progress.top1:.1f} %"
-    parts["lr"] = f"lr {progress.lr:.2g}"
-    parts["wait"] = f"data wait {100 * progress.data_wait:.0f} %"
+    if progress.lr:
+        parts["lr"] = f"lr {progress.lr:.2g}"
+        parts["wait"] = f"data wait {100 * progress.data_wait:.0f} %"
     if progress.seconds_left is not None:
         parts["left"] = f"{duration(progress.seconds_left)} left"
     for least in ("lr", "step", "wait", "speed"):
