@@ -1,12 +1,13 @@
 """The command line: one function a command; parse, call, print."""
 
 import dataclasses
+import io
 import json as json_format
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,10 +250,16 @@ def parse_train(words: Sequence[str]) -> tuple[TrainArguments, str]:
     from convnext.training.choice import choose_recipe
 
     without_help = [word for word in words if word not in ("-h", "--help")]
-    asked = tyro.cli(TrainArguments, prog="convnext train", args=without_help, default=TrainArguments(model=""))
-    choice = choose_recipe(asked.data, asked.recipe, asked.model or None)
-    default = TrainArguments(**recipe_fields(choice.recipe))
-    return tyro.cli(TrainArguments, prog="convnext train", args=words, default=default), str(choice)
+    with nullcontext() if speaks() else redirect_stderr(io.StringIO()):
+        asked = tyro.cli(TrainArguments, prog="convnext train", args=without_help, default=TrainArguments(model=""))
+        choice = choose_recipe(asked.data, asked.recipe, asked.model or None)
+        default = TrainArguments(**recipe_fields(choice.recipe))
+        return tyro.cli(TrainArguments, prog="convnext train", args=words, default=default), str(choice)
+
+
+def speaks() -> bool:
+    """Whether this process says what is wrong with the words: of those that torchrun started, one a machine does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def recipe_fields(recipe: Recipe) -> dict[str, Any]:
@@ -295,8 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(words)
         sys.stdout.flush()
     except ConvNeXtError as error:
-        rank = os.environ.get("RANK", "0")  # torchrun's; what is wrong with the words, the first process says for all
-        if rank == "0" or not isinstance(error, UsageError):
+        rank = os.environ.get("RANK", "0")  # torchrun's; what is wrong with the words, one process a machine says
+        if speaks() or not isinstance(error, UsageError):
             note(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}")
         return error.exit_status
     except KeyboardInterrupt as interrupt:

@@ -18,6 +18,7 @@ from torch import Tensor
 from convnext.errors import UsageError
 from convnext.training.distributed import Processes
 from convnext.training.learner import Learner
+from convnext.training.loop import training
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import small
 from convnext.training.run import train
@@ -196,6 +197,26 @@ def test_no_machine_leaves_before_the_first_has_saved(data: Path, tmp_path: Path
     assert torch.load(run / "last.pt", weights_only=True)["step"] > 0
     assert "stopped by SIGTERM" in said
     assert "stopped by a signal to another process" in nodes[0].communicate(timeout=60)[1]
+
+
+def test_two_processes_go_on_from_the_last_step_of_an_epoch(data: Path, tmp_path: Path) -> None:
+    """A checkpoint with nothing left to train in its epoch, only to evaluate, as a stop there leaves it."""
+    whole = recipe(data, batch_size=40, epochs=2, checkpoint_minutes=0)
+    updates = training(whole, tmp_path / "two")
+    next(progress for progress in updates if progress.step == progress.steps)
+    updates.close()
+    assert torch.load(tmp_path / "two" / "last.pt", weights_only=True)["step"] == 1
+    finish(launch(words(whole, tmp_path / "two")))
+    train(whole, tmp_path / "one")
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def test_what_is_wrong_with_the_words_is_said_once(tmp_path: Path) -> None:
+    for wrong, message in ((["--nonsense", "1"], "nonsense"), (["--model", "convnext_tinny"], "unknown model")):
+        process = launch(["train", "digits", "--out", str(tmp_path / "run"), *wrong])
+        _, said = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert said.count(message) == 1
 
 
 def test_sync_batch_norm_needs_gpus() -> None:

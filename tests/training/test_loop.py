@@ -136,6 +136,35 @@ def test_another_recipe_or_other_files_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
 
 
+def test_one_folder_however_it_is_spelled(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_folder({"cat": 6, "dog": 6})
+    monkeypatch.chdir(data.parent)
+    for name in ("images", "./images/", str(data)):
+        train(folder_recipe(Path(name)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ('{"data": 3}', RunError, "recipe.json is damaged"),
+        ('{"momentum": 3}', UsageError, r"recipe.json: the recipe has fields .* momentum: choose another"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read(tmp_path: Path, text: str, kind: type[Exception], message: str) -> None:
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(kind, match=message):
+        train(TINY, tmp_path)
+
+
+def test_a_finished_run_without_its_best_weights(tmp_path: Path) -> None:
+    train(dataclasses.replace(TINY, epochs=1), tmp_path)
+    (tmp_path / "best.safetensors").unlink()
+    with pytest.raises(RunError, match=r"best\.safetensors is gone"):
+        train(dataclasses.replace(TINY, epochs=1), tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"not finite \(epoch 1, .*learning rate .*a lower --lr"):
         train(dataclasses.replace(TINY, lr=1e30, warmup_epochs=0), tmp_path)

@@ -175,6 +175,26 @@ def test_data_that_vanish_stop_the_run_and_lose_nothing(data: Path, tmp_path: Pa
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_classes_that_vanish_from_a_folder_that_stays(data: Path, tmp_path: Path) -> None:
+    whole = recipe(data, checkpoint_minutes=60)
+    updates = training(whole, tmp_path / "cut")
+    next(progress for progress in updates if (progress.epoch, progress.step) == (1, 1))
+    for label in ("cat", "dog"):
+        (data / "train" / label).rename(tmp_path / label)
+    with pytest.raises(RunError, match="are gone"):
+        list(updates)
+    assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == (1, 1)
+
+
+def test_a_run_cut_off_while_it_began_begins_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("convnext.training.checkpoint.environment", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe(data), tmp_path / "run")
+    train(recipe(data), tmp_path / "run")
+    assert state(tmp_path / "run")["epoch"] == 2
+
+
 def test_an_image_damaged_in_mid_epoch_is_skipped_and_named(data: Path, tmp_path: Path) -> None:
     updates = training(recipe(data), tmp_path / "run")
     next(progress for progress in updates if (progress.epoch, progress.step) == (0, 2))

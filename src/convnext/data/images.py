@@ -1,7 +1,6 @@
 """Labelled images, in memory or in files, and the data sets made of them."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +71,9 @@ def reading(path: Path) -> Iterator[None]:
     """Name the file in what goes wrong while it is read."""
     try:
         yield
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # whose own words are about objects in memory
+        raise UnreadableImageError(f"{path}: no image of a kind that can be read") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"{path}: {error}") from error
 
 
@@ -113,9 +114,9 @@ class ImageData:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the folder that its files were in is not there any more."""
+        """Whether a folder that its files were in is not there any more."""
         parts = [part for part in (self.train, self.val) if isinstance(part, FileImages)]
-        return any(not Path(os.path.commonpath([path.parent for path in part.paths])).is_dir() for part in parts)
+        return not all(folder.is_dir() for folder in {path.parent for part in parts for path in part.paths})
 
     @property
     def fingerprint(self) -> str:

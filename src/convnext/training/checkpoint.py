@@ -40,7 +40,12 @@ class RunFolder:
             if not is_vacant(self.dir):
                 raise UsageError(f"{self.dir} has files but no run of this program: choose another folder with --out")
             return
-        there, here = Recipe.from_dict(read_json(path)).identity, recipe.identity
+        try:
+            there, here = Recipe.from_dict(read_json(path)).identity, recipe.identity
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}: choose another folder with --out") from error
+        except (TypeError, AttributeError) as error:
+            raise RunError(f"{path} is damaged ({error}): choose another folder with --out") from error
         images = self.dir / "data.json"
         if images.exists():
             there |= {"images": read_json(images).get("images")}
@@ -59,10 +64,10 @@ class RunFolder:
 
     def begin(self, recipe: Recipe, data: ImageData) -> None:
         """Record recipe, classes, images, and the environment."""
+        write_json(self.dir / "recipe.json", recipe.to_dict())  # first: it is what makes a folder a run's
         write_json(self.dir / "data.json", {"images": data.fingerprint} | ({"split": data.split} if data.split else {}))
         write_json(self.dir / "classes.json", list(data.classes))
         write_json(self.dir / "environment.json", environment())
-        write_json(self.dir / "recipe.json", recipe.to_dict())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The finished epochs' metrics, oldest first; a last line that was cut off in the writing is left out."""
@@ -135,8 +140,7 @@ class Checkpoints:
                 f"the processes see different checkpoints in {self.run.dir} (process {self.processes.rank} epoch "
                 f"{epoch}, step {step}): the folder must be on a file system that all machines share"
             )
-        meter = state["meter"] if state and self.processes.first else None
-        return epoch, step, state["metrics"] if state else [], meter
+        return epoch, step, state["metrics"] if state else [], state["meter"] if state else None
 
     def begin(self, recipe: Recipe, data: ImageData, log: list[dict[str, Any]]) -> None:
         """Record whose folder this is, and make the log that of the checkpoint."""

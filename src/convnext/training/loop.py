@@ -31,6 +31,7 @@ from convnext.training.recipe import Recipe
 from convnext.training.signals import stop_requests
 
 LOOK_EVERY = 10  # steps between two looks at the loss on a GPU, where a look waits for the work in flight
+LONG_EVALUATION = 20  # seconds
 WAITING = (
     "the training waits for images for more than a fifth of its time: pass --pipeline fast, or more --workers where "
     "there are cores"
@@ -123,7 +124,7 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
         progress = Progress(first_epoch, epochs, first_step, steps, notes=notes)
         yield progress
 
-        session_start, session_steps = time.perf_counter(), 0
+        session_start, session_steps, evaluation_seconds = time.perf_counter(), 0, 0.0
         for epoch in range(first_epoch, epochs):
             learner.model.train()
             meter = Meter(device, processes)
@@ -149,7 +150,8 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
                     weight, last = len(labels) / share, part + 1 == recipe.accumulate
                     loss = learner.add_gradients(images, labels, weight, last)
                     meter.add(loss, len(labels), step, batch.unreadable)
-                learner.update(skip=meter.is_bad)
+                if processes.count > 1 or len(unreadable) < share:  # there is something to learn from
+                    learner.update(skip=meter.is_bad)
                 session_steps += 1
                 if (step + 1) % look_every == 0 or step + 1 == steps or (processes.count == 1 and request):
                     stop = meter.look(bool(request))
@@ -175,9 +177,13 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
                 )
                 yield progress
             if not meter.images:
-                raise RunError(f"none of the training images can be read; the first: {meter.unreadable[0]}")
+                first = meter.unreadable[0] if meter.unreadable else "see the other processes"
+                raise RunError(f"none of the training images can be read; the first: {first}")
 
-            seconds, images_per_second = meter.elapsed, meter.images_per_second
+            images_per_second, data_wait, trained = meter.images_per_second, meter.data_wait, meter.elapsed
+            waits_for_data = meter.waits_for_data and train_batches.loader is not None
+            if evaluation_seconds > LONG_EVALUATION:
+                checkpoints.save(epoch, steps, meter, log)  # so that a kill in evaluation costs no more than that
             result = evaluate(learner.evaluated, val_batches, len(data.classes), device, learner.autocast)
             if not math.isfinite(result.loss):
                 raise DivergedError(f"{where(epoch, steps - 1, lr)}, in evaluation: lower --lr")
@@ -195,19 +201,23 @@ def training(recipe: Recipe, folder: Path, processes: Processes = Processes()) -
                     "weights": "model" if learner.average is None else "average",
                     "images": result.images,
                     "images_per_second": images_per_second,
-                    "data_wait": meter.data_wait,
-                    "seconds": seconds,
+                    "data_wait": data_wait,
+                    "seconds": meter.elapsed,
                     "unreadable": len(meter.unreadable) + len(result.unreadable),
                 }
             )
             if learner.average is not None:  # as the paper's code does, for comparison
                 own = evaluate(learner.model, val_batches, len(data.classes), device, learner.autocast)
-                log[-1]["model_top1"] = own.top1
+                log[-1] |= {"model_top1": own.top1, "seconds": meter.elapsed}
+            evaluation_seconds = meter.elapsed - trained
             checkpoints.save(epoch + 1, 0, None, log, finished=epoch + 1 == epochs)
             checkpoints.add_metrics(log[-1])
             warnings = [f"skipped, cannot be read: {error}" for error in result.unreadable]
-            if meter.waits_for_data and train_batches.loader is not None:
+            if waits_for_data:
                 warnings.append(WAITING)
+            if epoch + 1 < epochs and meter.look(bool(request)):  # a signal that came in evaluation
+                processes.wait()
+                raise request.outcome(f"epoch {epoch + 2}, step 0", checkpoints.kept)
             first_step, meter_state = 0, None
             progress = replace(
                 progress,

@@ -24,7 +24,7 @@ class Meter:
         self.processes = processes
         self.own = torch.zeros(2, device=device)  # this process's summed loss and images since the last look
         self.bad_step = torch.full((), math.inf, device=device)  # the first with a loss that is not finite
-        self.loss, self.images, self.own_images = 0.0, 0, 0
+        self.loss, self.images, self.own_images, self.earlier_images = 0.0, 0, 0, 0
         self.unreadable: list[str] = []
         self.seconds, self.waited = 0.0, 0.0  # of earlier sessions, until the epoch ends
         self.start = time.perf_counter()
@@ -70,8 +70,8 @@ class Meter:
 
     @property
     def images_per_second(self) -> float:
-        """Over all processes, which have about the same number each."""
-        return self.processes.count * self.own_images / (time.perf_counter() - self.start)
+        """Over all processes, which have about the same number each, and all sessions."""
+        return (self.earlier_images + self.processes.count * self.own_images) / max(self.elapsed, 1e-9)
 
     @property
     def data_wait(self) -> float:
@@ -94,6 +94,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of an earlier session."""
-        self.loss, self.images, self.unreadable = state["loss"], state["images"], list(state["unreadable"])
-        self.seconds, self.waited = state["seconds"], state["waited"]
+        """Go on with the sums of an earlier session; they are those of all processes, the names the first one's."""
+        self.loss, self.images = state["loss"], state["images"]
+        self.unreadable = list(state["unreadable"]) if self.processes.first else []
+        self.seconds, self.waited, self.earlier_images = state["seconds"], state["waited"], state["images"]

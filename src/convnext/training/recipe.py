@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from convnext.errors import UsageError
@@ -153,4 +154,7 @@ class Recipe:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: all but the machine's fields."""
-        return {name: value for name, value in self.to_dict().items() if name not in MACHINE_FIELDS}
+        values = {name: value for name, value in self.to_dict().items() if name not in MACHINE_FIELDS}
+        if Path(self.data).is_dir():
+            values["data"] = str(Path(self.data).resolve())  # however it is spelled
+        return values

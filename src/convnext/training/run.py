@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convnext.errors import RunError
 from convnext.training.checkpoint import RunFolder
 from convnext.training.curves import write_curves
 from convnext.training.distributed import joined
@@ -38,7 +39,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time in training and evaluation."""
+        """Time in training and evaluation, all sessions."""
         return sum(metrics["seconds"] for metrics in self.metrics)
 
 
@@ -67,6 +68,8 @@ def train(recipe: Recipe, out: str | Path | None = None, opening: str = "") -> R
         else:
             show_warnings(updates)
     run = read_run(recipe, folder)
+    if not (folder / "best.safetensors").exists():
+        raise RunError(f"the training is finished and {folder}/best.safetensors is gone: train anew with another --out")
     if processes.first:
         write_curves(folder, run.metrics, title)
     return run
