@@ -37,6 +37,7 @@ lint: $(VENV)/installed-lint
 
 bench: $(VENV)/installed  ## speed and memory against timm and torchvision, as committed in benchmarks/results
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python -m pip install --quiet --editable ".[bench]" --constraint constraints.txt
 	$(BIN)/python benchmarks/loader.py

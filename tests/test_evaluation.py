@@ -175,6 +175,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ranks_with_unequal_shares_all_get_the_metrics_of_one_process(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", RANKS]
     ranks = [

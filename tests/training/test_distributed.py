@@ -99,6 +99,7 @@ ALL_RANDOMNESS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_parts_have_the_same_randomness_in_whichever_process(data: Path, tmp_path: Path) -> None:
     whole = recipe(data, **ALL_RANDOMNESS)
     finish(launch(words(dataclasses.replace(whole, accumulate=2), tmp_path / "two")))
@@ -211,6 +212,7 @@ def test_two_processes_go_on_from_the_last_step_of_an_epoch(data: Path, tmp_path
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_words_is_said_once(tmp_path: Path) -> None:
     for wrong, message in ((["--nonsense", "1"], "nonsense"), (["--model", "convnext_tinny"], "unknown model")):
         process = launch(["train", "digits", "--out", str(tmp_path / "run"), *wrong])
