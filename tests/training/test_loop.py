@@ -324,4 +324,4 @@ def test_default_folder() -> None:
 
 @pytest.mark.slow
 def test_digits_reach_what_the_recipe_promises(tmp_path: Path) -> None:
-    assert train(digits(), tmp_path).metrics[-1]["top1"] > 97
+    assert train(digits(), tmp_path).metrics[-1]["top1"] >= 98.5
