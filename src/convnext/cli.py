@@ -135,7 +135,7 @@ def train(arguments: TrainArguments, why: str) -> None:
         print(json_format.dumps(outcome))
     averaged = ", running average" if run.best["weights"] == "average" else ""
     note(f"Best top-1 {run.best['top1']:.2f} % (epoch {run.best['epoch']} of {recipe.epochs}{averaged})")
-    note(f"Weights:  {run.dir / 'best.safetensors'}")
+    note(f"Weights:  {run.weights}")
     note(f"Curves:   {run.dir / 'curves.png'}")
     note(f"Evaluate: {shlex.join(['convnext', 'evaluate', str(run.dir)])}")
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @cached_property
+    def folders(self) -> frozenset[Path]:
+        """The folders that the files are in."""
+        return frozenset(path.parent for path in self.paths)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """One image in RGB, and its label.
@@ -116,7 +122,7 @@ class ImageData:
     def is_gone(self) -> bool:
         """Whether a folder that its files were in is not there any more."""
         parts = [part for part in (self.train, self.val) if isinstance(part, FileImages)]
-        return not all(folder.is_dir() for folder in {path.parent for part in parts for path in part.paths})
+        return not all(folder.is_dir() for part in parts for folder in part.folders)
 
     @property
     def fingerprint(self) -> str:

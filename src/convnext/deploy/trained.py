@@ -13,6 +13,7 @@ from torch import nn
 from convnext.data.transforms import Transform
 from convnext.errors import RunError, UsageError
 from convnext.files import read_json
+from convnext.training.checkpoint import RunFolder
 from convnext.training.network import build
 from convnext.training.recipe import Recipe
 
@@ -58,9 +59,9 @@ def open_run(folder: Path) -> Trained:
     if not (folder / "recipe.json").is_file():
         raise UsageError(f"{folder} is no run, it has no recipe.json: name a folder that `convnext train` wrote")
     recipe, classes = read_recipe(folder), read_classes(folder)
-    path = folder / "best.safetensors"
+    path = RunFolder(folder).best
     if not path.exists():
-        raise RunError(f"{folder} has no finished epoch yet (no best.safetensors): let the training go on")
+        raise RunError(f"{folder} has no finished epoch yet (no {path.name}): let the training go on")
     model = build(recipe, len(classes))
     try:
         model.load_state_dict(safetensors.torch.load_file(path))

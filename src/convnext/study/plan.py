@@ -23,9 +23,8 @@ from convnext.training.recipes import from_scratch
 from convnext.training.run import data_name
 
 IMAGENET_SHAPE = "imagenet"  # no data, only its shape: 1000 classes and 224 px
-EPOCHS = {
-    "digits": 12
-}  # fewer than the data's recipe has: enough to tell the steps apart, in a demonstration's minutes
+# Fewer than the data's recipe has: enough to tell the steps apart, in a demonstration's minutes.
+EPOCHS = {"digits": 12}
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from torch import Tensor
 from convnext.data import ImageData
 from convnext.environment import environment
 from convnext.errors import DivergedError, RunError, UsageError
+from convnext.evaluation import gather
 from convnext.files import append_line, is_vacant, read_json, write_atomically, write_json
 from convnext.training.distributed import Processes
 from convnext.training.learner import Learner
 from convnext.training.meter import Meter
 from convnext.training.recipe import Recipe
+from convnext.weights.reading import BEST
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class RunFolder:
     """A run's folder on disk."""
 
     dir: Path
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best epoch; there from the first finished one on."""
+        return self.dir / BEST
 
     def check(self, recipe: Recipe, data: ImageData) -> None:
         """Refuse a folder in which this recipe cannot begin or go on.
@@ -107,7 +114,7 @@ class RunFolder:
     def save_best(self, weights: dict[str, Tensor]) -> None:
         """Save the weights of the best epoch so far."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        write_atomically(self.dir / "best.safetensors", safetensors.torch.save(plain))
+        write_atomically(self.best, safetensors.torch.save(plain))
 
 
 class Checkpoints:
@@ -134,8 +141,7 @@ class Checkpoints:
         epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
         if state:
             self.learner.load_state_dict(state["learner"])
-        positions = self.processes.add(torch.tensor([epoch, step, epoch**2 + step**2], device=device))
-        if positions.tolist() != [n * self.processes.count for n in (epoch, step, epoch**2 + step**2)]:
+        if len(set(gather((epoch, step)))) > 1:
             raise RunError(
                 f"the processes see different checkpoints in {self.run.dir} (process {self.processes.rank} epoch "
                 f"{epoch}, step {step}): the folder must be on a file system that all machines share"

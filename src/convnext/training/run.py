@@ -33,8 +33,13 @@ class Run:
     metrics: list[dict[str, Any]]
 
     @property
+    def weights(self) -> Path:
+        """The file of the best epoch's weights."""
+        return RunFolder(self.dir).best
+
+    @property
     def best(self) -> dict[str, Any]:
-        """Metrics of the epoch whose weights are in ``best.safetensors``."""
+        """Metrics of the epoch whose weights are in ``weights``."""
         return max(self.metrics, key=lambda metrics: metrics["top1"])
 
     @property
@@ -68,8 +73,8 @@ def train(recipe: Recipe, out: str | Path | None = None, opening: str = "") -> R
         else:
             show_warnings(updates)
     run = read_run(recipe, folder)
-    if not (folder / "best.safetensors").exists():
-        raise RunError(f"the training is finished and {folder}/best.safetensors is gone: train anew with another --out")
+    if not run.weights.exists():
+        raise RunError(f"the training is finished and {run.weights} is gone: train anew with another --out")
     if processes.first:
         write_curves(folder, run.metrics, title)
     return run
