@@ -270,6 +270,7 @@ def test_trainings_made_elsewhere_are_named(study_folder: Path, tmp_path: Path) 
     assert warning.startswith("some trainings were made elsewhere: Abacus")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm/swin_tiny_patch4_window7_224", "timm/levit_128s"])
 def test_the_speed_of_references_with_index_buffers(name: str) -> None:
     options: dict[str, Any] = {"steps": ["kernel_7"], "references": [name], "image_size": 224, "train": False}

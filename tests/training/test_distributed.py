@@ -200,6 +200,7 @@ def test_no_machine_leaves_before_the_first_has_saved(data: Path, tmp_path: Path
     assert "stopped by a signal to another process" in nodes[0].communicate(timeout=60)[1]
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_the_last_step_of_an_epoch(data: Path, tmp_path: Path) -> None:
     """A checkpoint with nothing left to train in its epoch, only to evaluate, as a stop there leaves it."""
     whole = recipe(data, batch_size=40, epochs=2, checkpoint_minutes=0)

@@ -92,6 +92,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
     assert [metrics["epoch"] for metrics in run.metrics] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_end(tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, epochs=15)
     train(recipe, tmp_path / "whole")
