@@ -18,7 +18,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-lint: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[test,bench,lint]' --constraint constraints.txt
 	touch $@
 
 demo: $(VENV)/installed  ## every step from ResNet to ConvNeXt, trained on handwritten digits; prints where the report lies
