@@ -1,0 +1,56 @@
+"""The command line: one file a command; parse, call, print."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from convnext.cli.evaluate import evaluate
+from convnext.cli.models import models
+from convnext.cli.recipes import recipes
+from convnext.cli.roadmap import roadmap
+from convnext.cli.speech import note, speaks
+from convnext.cli.train import TrainArguments, parse_train, train
+from convnext.errors import ConvNeXtError, UsageError
+
+INTERRUPTED = 130
+DESCRIPTION = "From a ResNet to a ConvNeXt, one measured step at a time; and from there to a trained network."
+
+
+def run(words: Sequence[str]) -> None:
+    """Parse the words and call the command that they name."""
+    if words[:1] == ["train"]:
+        train(*parse_train(words[1:]))
+    else:
+        commands: dict[str, Callable[..., Any]] = {
+            "roadmap": roadmap,
+            "train": TrainArguments,
+            "recipes": recipes,
+            "evaluate": evaluate,
+            "models": models,
+        }
+        tyro.extras.subcommand_cli_from_dict(commands, prog="convnext", description=DESCRIPTION, args=words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    0 done, 1 the work failed, 2 the words were wrong, 75 stopped by a signal with all saved, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        run(words)
+        sys.stdout.flush()
+    except ConvNeXtError as error:
+        rank = os.environ.get("RANK", "0")  # torchrun's; what is wrong with the words, one process a machine says
+        if speaks() or not isinstance(error, UsageError):
+            note(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}")
+        return error.exit_status
+    except KeyboardInterrupt as interrupt:
+        note(str(interrupt) or "Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,53 @@
+"""`convnext evaluate`."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from convnext.cli.speech import note
+
+
+def evaluate(
+    run: Positional[str],
+    data: Positional[str | None] = None,
+    out: Path | None = None,
+    json: bool = False,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    workers: int = -1,
+) -> None:
+    """Evaluate a trained network: accuracy, loss, scores by class, confusion matrix, calibration, images a second.
+
+    Writes evaluation.json, per_class.csv, and confusion and reliability as .png and .svg.
+
+    Args:
+        run: a run's folder; or torchvision/NAME, timm/NAME for a network with its library's published weights.
+        data: None for the images that the run held out; or digits, cifar10, cifar100, imagenet:PATH, or the path of a
+            folder of images: of one with val/ or test/ that part, else all its images.
+        out: folder for the files; None for RUN/evaluation, or runs/evaluation-NAME-DATA for published weights.
+        json: print the evaluation as JSON on stdout.
+        batch_size: images at a time, in each process; it decides speed and memory only.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it.
+        workers: reading processes; 0 for none, -1 for one a core, at most 8.
+    """
+    from convnext.deploy.evaluate import evaluate
+    from convnext.deploy.evaluation_report import default_folder, document, table, write_evaluation
+    from convnext.training.distributed import is_first
+    from convnext.training.progress import console_on, say_warnings
+
+    evaluation = evaluate(run, data, batch_size=batch_size, device=device, precision=precision, workers=workers)
+    if not is_first():
+        return
+    unreadable = (f"skipped, cannot be read: {error}" for error in evaluation.metrics.unreadable)
+    say_warnings([*evaluation.data.notes, *unreadable], console_on(sys.stderr))
+    folder = out or default_folder(evaluation)
+    write_evaluation(evaluation, folder)
+    if json:
+        print(document(evaluation))
+    else:
+        console_on(sys.stdout).print(table(evaluation))
+    note(f"Figures, evaluation.json and per_class.csv: {folder}")
