@@ -4,7 +4,6 @@ A seed gives the same crop, mirroring and operations as in ``transforms``; the p
 Normalisation is left to the device that trains.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,7 +18,8 @@ from torch import Tensor
 from convnext.data import pixels as px
 from convnext.data.encoded import DecodedPicture, Picture, open_picture
 from convnext.data.images import FileImages, MemoryImages, Pixels
-from convnext.data.transforms import EVAL_CROP, SQUASH_FROM, training_transform
+from convnext.data.preprocessing import centred
+from convnext.data.transforms import evaluation_transform, training_transform
 from convnext.errors import UsageError
 
 Vary = Callable[[Pixels], Pixels]
@@ -33,19 +33,14 @@ class FastEvaluation:
     """Resize and crop as ``transforms.evaluation_transform`` does, to uint8 (3, image_size, image_size)."""
 
     def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
-        self.squash = image_size >= SQUASH_FROM
+        self.exact = evaluation_transform(image_size)
 
     def __call__(self, picture: Picture) -> Tensor:
-        size = self.image_size
-        box = (0, 0, picture.height, picture.width)
-        if self.squash:
-            return as_image(resized_crop(picture, box, size, size))
-        short = math.floor(size / EVAL_CROP)
-        shorter = min(picture.height, picture.width)
-        height, width = (short * side // shorter for side in (picture.height, picture.width))
-        top, left = round((height - size) / 2), round((width - size) / 2)
-        return as_image(resized_crop(picture, box, height, width)[top : top + size, left : left + size])
+        size = self.exact.image_size
+        width, height = self.exact.resized_to(picture.width, picture.height)
+        top, left = centred(height, size), centred(width, size)
+        pixels = resized_crop(picture, (0, 0, picture.height, picture.width), height, width)
+        return as_image(pixels[top : top + size, left : left + size])
 
 
 class FastTraining:

@@ -9,11 +9,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from convnext.data.preprocessing import MEAN, STD, Preprocessing
 from convnext.errors import unknown_name
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-EVAL_CROP = 0.875  # evaluation resizes the shorter side to size / 0.875, then crops the centre
-SQUASH_FROM = 384  # from this size on, evaluation resizes to the square without a crop
 
 Transform = Callable[[Image.Image], Tensor]
 Augment = Literal["none", "affine", "crop_flip", "rand_augment", "trivial_augment"]
@@ -113,14 +110,9 @@ def training_transform(image_size: int, augment: str) -> Transform:
     return transform
 
 
-def evaluation_transform(image_size: int) -> Transform:
+def evaluation_transform(image_size: int) -> Preprocessing:
     """The pipeline from a picture to a normalised tensor (3, image_size, image_size) for evaluation."""
-    squash = image_size >= SQUASH_FROM
-    return timm_transform(
-        image_size,
-        crop_pct=1.0 if squash else EVAL_CROP,
-        crop_mode="squash" if squash else "center",
-    )
+    return Preprocessing.published(image_size)
 
 
 def timm_transform(image_size: int, **options: Any) -> Any:
