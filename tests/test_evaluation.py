@@ -171,6 +171,7 @@ try:
     evaluate(model, GivenBatches(given.given[len(sizes):]), 7, CPU, contextlib.nullcontext())
 except RunError as error:
     print(error)
+distributed.barrier()  # none leaves while another is still connected to it
 distributed.destroy_process_group()
 """
 
