@@ -1,12 +1,15 @@
-"""Weights from a file into a network that exists, name by name: everything that should fit does, or nothing changes."""
+"""Weights from a file into a network that exists: everything that should fit does, or nothing changes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
+from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
+from convnext.weights.adapt import adapt_channels, check_kernels
+from convnext.weights.layouts import Official, to_official
 from convnext.weights.reading import read_weights, weights_file
 
 NAMED = 3  # names of each kind that an error lists
@@ -18,27 +21,36 @@ class Loaded:
 
     Attributes:
         path: the file.
+        layout: what its names and shapes are: ``official``, ``timm``, ``torchvision``, ``transformers``, ..., with what
+            stood before the names; ``the library's own`` for a network of another library.
         loaded: the number of tensors that came from it.
+        adapted: names of the network's tensors whose values were made from the file's, for another number of channels.
         left_out: names of the network's tensors that it had nothing for: they keep their initial values.
+        unused: names of the file's tensors that the network has no use for: of another network or task.
         notes: what should be said aloud.
     """
 
     path: Path
+    layout: str
     loaded: int
+    adapted: tuple[str, ...]
     left_out: tuple[str, ...]
+    unused: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def load_weights(model: nn.Module, path: str | Path) -> Loaded:
     """Load a file's weights into a network, in place.
 
-    The names in the file have to be the network's own. These are the official ones for every network of this package,
-    and the library's for ``timm/NAME`` and ``torchvision/NAME``. The classifier keeps its initial values where the file
-    has one for another number of classes, or none.
+    A network of this package takes files of the official layouts and of timm, OpenCLIP (its image tower), torchvision
+    and transformers, which their names tell apart. ``timm/NAME`` and ``torchvision/NAME`` take their library's own
+    names. The classifier keeps its initial values where the file has one for another number of classes, or none. For
+    another number of input channels, the first layer's weights are added up for one, repeated and rescaled for more.
 
     Args:
         model: the network, on any device but ``meta``.
-        path: a weights file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), or a run's folder for its best weights.
+        path: a weights file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), a run's folder for its best weights, or a
+            folder as the hub's libraries save it.
 
     Raises:
         UsageError: there is no such file, or it does not fit the network; the message names what is missing,
@@ -46,17 +58,36 @@ def load_weights(model: nn.Module, path: str | Path) -> Loaded:
         RunError: the file is damaged, holds code, or values that are not finite.
     """
     path = weights_file(Path(path))
-    weights, notes = read_weights(path)
+    read, notes = read_weights(path)
     own = model.state_dict()
     if any(tensor.is_meta for tensor in own.values()):
         raise UsageError("the network is on the meta device, which holds no values: create it on another one")
-    weights = {name: reshaped(tensor, own.get(name)) for name, tensor in weights.items()}
+    official = to_official(read) if isinstance(model, StagedNetwork | IsotropicConvNeXt) else None
+    found = official or Official("the library's own", read, ())
+    weights = {name: reshaped(tensor, own.get(name)) for name, tensor in found.weights.items()}
+    weights, adapted, channel_notes = adapt_channels(weights, own, path)
+    check_kernels(weights, own, path)
     head = classifier_names(model, {*own, *weights})
     left_out, head_notes = unusable(weights, own, head, path)
     weights = {name: tensor for name, tensor in weights.items() if name not in left_out}
     check_fit(weights, {name: tensor for name, tensor in own.items() if name not in left_out}, path)
     model.load_state_dict(weights, strict=False)
-    return Loaded(path, len(weights), tuple(name for name in own if name in left_out), notes + head_notes)
+    return Loaded(
+        path,
+        found.layout,
+        loaded=len(weights),
+        adapted=adapted,
+        left_out=tuple(name for name in own if name in left_out),
+        unused=found.unused,
+        notes=notes + unused_notes(found, path) + channel_notes + head_notes,
+    )
+
+
+def unused_notes(found: Official, path: Path) -> tuple[str, ...]:
+    """What to say of the file's tensors that are left aside."""
+    if not found.unused:
+        return ()
+    return (f"{path.name} holds {len(found.unused)} tensors of another part or task, not used: {first(found.unused)}",)
 
 
 def reshaped(tensor: Tensor, own: Tensor | None) -> Tensor:
@@ -128,7 +159,7 @@ def check_fit(weights: dict[str, Tensor], own: dict[str, Tensor], path: Path) ->
         )
 
 
-def first(names: list[str]) -> str:
+def first(names: Sequence[str]) -> str:
     """The first few names."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 

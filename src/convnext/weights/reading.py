@@ -13,9 +13,17 @@ from torch import Tensor
 
 from convnext.errors import RunError, UsageError
 
-WRAPPERS = ("model", "model_ema", "state_dict")  # where checkpoints keep the weights, the first that is there
+# Where checkpoints keep the weights, the first that is there.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 BEST = "best.safetensors"
+IN_FOLDERS = (  # a run's, and what the hub's repositories call theirs
+    BEST,
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -33,20 +41,30 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     document = read_safetensors(path) if is_safetensors(path) else read_torch(path)
     weights, notes = unwrap(document, path)
     for name, tensor in weights.items():
+        check_plain(name, tensor, path)
         if not bool(tensor.isfinite().all()):
             raise RunError(f"{path} holds values that are not finite (NaN or infinite), in {name}: take another file")
     return weights, notes
 
 
+def check_plain(name: str, tensor: Tensor, path: Path) -> None:
+    """Refuse a tensor that is more than the numbers in the file: a view may claim any size, and cost its memory."""
+    kind = str(tensor.layout).removeprefix("torch.")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise RunError(f"{path} holds {name} as a {tensor.dtype} tensor, {kind}: plain tensors of numbers are needed")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise RunError(f"{path} holds {name} with {tensor.numel():,} values and memory for fewer: it is damaged")
+
+
 def weights_file(path: Path) -> Path:
-    """The file itself, or the best weights of a run's folder."""
+    """The file itself, the best weights of a run's folder, or the weights in a folder of one of the hub's libraries."""
     if path.is_dir():
-        file = path / BEST
-        if file.is_file():
-            return file
+        if found := [path / name for name in IN_FOLDERS if (path / name).is_file()]:
+            return found[0]
         if (path / "recipe.json").is_file():
             raise UsageError(f"the run in {path} has no {BEST} yet: let it finish an epoch")
-        raise UsageError(f"{path} is no run's folder, it has no {BEST}: give a run's folder or a weights file")
+        known = f"none of {', '.join(IN_FOLDERS)} is in it"
+        raise UsageError(f"{path} is no folder with weights, {known}: give a run's folder or a weights file")
     if not path.is_file():
         raise UsageError(f"no weights at {path}: give a weights file (.safetensors, .pth, .pt, .bin) or a run's folder")
     return path

@@ -1,0 +1,149 @@
+"""Which ConvNeXt some tensors are of, from their official names and shapes alone."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnext.errors import UsageError
+from convnext.models.convnext import STEM_KERNELS, VARIANTS, ConvNeXt, IsotropicConvNeXt
+
+STRIDES = {kernel: stride for stride, kernel in STEM_KERNELS.items()}
+# timm's convnext_xxlarge, which OpenCLIP's largest tower is, has other norms; no tensor tells.
+NORM_EPS = {((3, 4, 30, 3), 384): 1e-5}
+BLOCK = re.compile(r"(?:stages\.(\d+)|blocks)\.(\d+)\.dwconv\.weight")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A ConvNeXt by what its tensors show.
+
+    Attributes:
+        depths: blocks in each stage; of an isotropic one, the number of its blocks.
+        width: channels of the first stage.
+        grn: whether it is a V2, with response norms.
+        layer_scale: whether its blocks have a ``gamma``.
+        kernel_size: of the depthwise convolutions.
+        stem_stride: of the first convolution.
+        in_channels: channels of its images.
+        num_classes: 0 without a classifier.
+    """
+
+    depths: tuple[int, ...]
+    width: int
+    grn: bool
+    layer_scale: bool
+    kernel_size: int
+    stem_stride: int
+    in_channels: int
+    num_classes: int
+
+    @property
+    def is_isotropic(self) -> bool:
+        """Whether it has no stages."""
+        return len(self.depths) == 1
+
+    @property
+    def variant(self) -> str | None:
+        """Its name in this package, whatever its stem, kernel, channels and classes; None where it has none."""
+        size = (*self.depths, self.width) if self.is_isotropic else (self.depths, self.width)
+        for name, builder in VARIANTS.items():
+            if builder.args == size and builder.keywords.get("grn", False) == self.grn:  # pyright: ignore
+                return name
+        return None
+
+    @property
+    def name(self) -> str:
+        """Its name, or what it is."""
+        kind = "ConvNeXt V2" if self.grn else "ConvNeXt"
+        return self.variant or f"a {kind} of depths {', '.join(map(str, self.depths))} and width {self.width}"
+
+    @property
+    def norm_eps(self) -> float:
+        """What its LayerNorms add to the variance."""
+        return NORM_EPS.get((self.depths, self.width), 1e-6)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def build(self) -> nn.Module:
+        """The network, freshly initialised, without drop path.
+
+        Raises:
+            UsageError: this package has no such network.
+        """
+        options: dict[str, Any] = {
+            "num_classes": self.num_classes,
+            "in_channels": self.in_channels,
+            "kernel_size": self.kernel_size,
+            "layer_scale": 1e-6 if self.layer_scale else None,
+        }
+        if self.is_isotropic:
+            return IsotropicConvNeXt(self.depths[0], self.width, **options)
+        model = ConvNeXt(self.depths, self.width, grn=self.grn, stem_stride=self.stem_stride, **options)  # pyright: ignore
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = self.norm_eps
+        return model
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of all its tensors."""
+        with torch.device("meta"):
+            return {name: tensor.shape for name, tensor in self.build().state_dict().items()}
+
+
+def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
+    """The network that tensors under official names are of.
+
+    Raises:
+        UsageError: they are of no ConvNeXt; the message says what is missing or odd.
+    """
+    blocks = [(int(match[1] or 0), int(match[2])) for name in weights if (match := BLOCK.fullmatch(name))]
+    isotropic = "stem.weight" in weights
+    first = "blocks.0" if isotropic else "stages.0.0"
+    stem = need(weights, "stem.weight" if isotropic else "downsample_layers.0.0.weight", dimensions=4)
+    depthwise = need(weights, f"{first}.dwconv.weight", dimensions=4)
+    stages = 1 if isotropic else 4
+    depths = tuple(sum(stage == i for stage, _ in blocks) for i in range(stages))
+    if (
+        0 in depths
+        or len(blocks) != sum(depths)
+        or set(blocks) != {(i, j) for i in range(stages) for j in range(depths[i])}
+    ):
+        found = ", ".join(map(str, depths))
+        raise UsageError(f"not all blocks of a ConvNeXt are there: it needs {stages} stages, found {found} blocks")
+    kernel = stem.shape[-1]
+    if not isotropic and kernel not in STRIDES:
+        raise UsageError(f"the stem's kernel is {kernel}x{kernel}, this package has {', '.join(map(str, STRIDES))}")
+    head = need(weights, "head.weight", dimensions=2) if "head.weight" in weights else None
+    return Architecture(
+        depths=depths,
+        width=stem.shape[0],
+        grn=f"{first}.grn.gamma" in weights,
+        layer_scale=f"{first}.gamma" in weights,
+        kernel_size=depthwise.shape[-1],
+        stem_stride=kernel if isotropic else STRIDES[kernel],
+        in_channels=stem.shape[1],
+        num_classes=0 if head is None else head.shape[0],
+    )
+
+
+def architecture_from(model: nn.Module) -> Architecture:
+    """The architecture of a network of this package.
+
+    Raises:
+        UsageError: it is no ConvNeXt.
+    """
+    if not isinstance(model, ConvNeXt | IsotropicConvNeXt):
+        kind = type(model).__name__
+        raise UsageError(f"a network of the ConvNeXt family is needed, {kind} arrived: its own names are its only ones")
+    return architecture_of(model.state_dict())
+
+
+def need(weights: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
+    """A tensor that a ConvNeXt has."""
+    if name not in weights:
+        raise UsageError(f"no ConvNeXt: {name} is missing")
+    if weights[name].ndim != dimensions:
+        raise UsageError(f"no ConvNeXt: {name} has {weights[name].ndim} dimensions, needs {dimensions}")
+    return weights[name]
