@@ -15,9 +15,9 @@ def models(pattern: Positional[str] = "*", image_size: int = 224, json: bool = F
         image_size: pixels a side.
         json: print the list as JSON on stdout.
     """
+    from convnext.console import console_on
     from convnext.models.family import family
     from convnext.study.table import family_table
-    from convnext.training.progress import console_on
 
     rows = family(pattern, image_size)
     if json:
