@@ -130,12 +130,12 @@ def test_true_is_the_best_classifier_at_224(name: str, tag: str) -> None:
         (
             "timm/convnext_tiny",
             True,
-            r"comes with its library's by timm.create_model\('convnext_tiny', pretrained=True\)",
+            r"its library's by timm.create_model\('convnext_tiny', pretrained=True\)",
         ),
         (
             "torchvision/swin_t",
             True,
-            r"comes with its library's by torchvision.models.get_model\('swin_t', weights='DEFAULT'\)",
+            r"its library's by torchvision.models.get_model\('swin_t', weights='DEFAULT'\)",
         ),
         (convnext.Design(), True, "no weights are published for a Design"),
     ],
