@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -57,7 +58,8 @@ class Server:
         address: of its root.
         files: content by path.
         ranges: whether it sends parts.
-        marks: whether it marks versions, by an ETag.
+        marks: what it marks versions by: an ``ETag``, ``Last-Modified``, or nothing that can be relied on.
+        shift: bytes by which the parts that it sends are not those asked for.
         statuses: what it answers first, one a request; 200 for the file.
         cuts: bytes of a body after which it closes the connection, one a request that sends a body.
         pause: seconds before each piece of a body.
@@ -67,14 +69,19 @@ class Server:
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
-    marks: bool = True
+    marks: Literal["ETag", "Last-Modified", "weak"] = "ETag"
+    shift: int = 0
     statuses: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     pause: float = 0.0
     asked: list[Asked] = field(default_factory=list)
 
-    def etag(self, path: str) -> str:
-        return f'"{hashlib.sha256(self.files[path]).hexdigest()}"'
+    def mark(self, path: str) -> tuple[str, str]:
+        """The header that marks a file's version, and its value."""
+        digest = hashlib.sha256(self.files[path]).hexdigest()
+        if self.marks == "Last-Modified":
+            return "Last-Modified", f"Mon, 01 Jan 2024 00:00:{int(digest, 16) % 60:02d} GMT"
+        return "ETag", f'W/"{digest}"' if self.marks == "weak" else f'"{digest}"'
 
     @property
     def ranges_asked(self) -> list[str | None]:
@@ -106,9 +113,9 @@ def handler_of(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
             content = server.files.get(self.path)
             if status != 200 or content is None:
                 return self.send_error(404 if status == 200 else status)
-            etag, start = server.etag(self.path), 0
-            if request.range and server.ranges and self.headers.get("If-Range") in (None, etag):
-                start = int(request.range.removeprefix("bytes=").removesuffix("-"))
+            mark, start = server.mark(self.path), 0
+            if request.range and server.ranges and self.headers.get("If-Range") in (None, mark[1]):
+                start = int(request.range.removeprefix("bytes=").removesuffix("-")) + server.shift
                 if start >= len(content):
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -118,8 +125,7 @@ def handler_of(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.send_header("Content-Length", str(len(content) - start))
             self.send_header("X-Repo-Commit", "0" * 40)  # the hub's, which its client asks for
-            if server.marks:
-                self.send_header("ETag", etag)
+            self.send_header(*mark)
             self.end_headers()
             if request.method == "GET":
                 self.send_body(request, content[start:])

@@ -42,7 +42,7 @@ def random_network(**options: Any) -> nn.Module:
 def test_from_the_server_to_the_outputs(published_here: Server, tmp_path: Path) -> None:
     theirs = random_network()
     publish(published_here, ATTO, theirs.state_dict(), tmp_path)
-    with pytest.warns(LicenceWarning, match=r"convnextv2_atto_1k_224_ema.pt is licensed under CC-BY-NC-4.0") as said:
+    with pytest.warns(LicenceWarning, match="convnextv2_atto's in1k weights are licensed under CC-BY-NC-4.0") as said:
         model = create_model("convnextv2_atto", pretrained="in1k", drop_path=0.1)
     assert said[0].filename == __file__
     assert model.training

@@ -132,12 +132,21 @@ def test_a_server_without_parts_that_always_breaks_is_given_up(address: str, ser
     assert len(server.asked) == 5
 
 
-def test_without_a_mark_of_the_version_nothing_is_stitched(address: str, server: Server, path: Path) -> None:
-    server.marks = False
+@pytest.mark.parametrize(("marks", "second"), [("Last-Modified", "bytes=100000-"), ("weak", None)])
+def test_only_what_is_surely_the_same_version_is_stitched(
+    marks: Any, second: str | None, address: str, server: Server, path: Path
+) -> None:
+    server.marks = marks
     server.cuts = [100_000]
-    download(address, path)
-    assert path.read_bytes() == CONTENT
-    assert server.ranges_asked == [None, None]
+    download(address, path, sha256=SHA256)
+    assert server.ranges_asked == [None, second]
+
+
+def test_another_part_than_asked_for_is_not_stitched(address: str, server: Server, path: Path) -> None:
+    server.shift = 10
+    server.cuts = [100_000]
+    download(address, path, sha256=SHA256)
+    assert server.ranges_asked == [None, "bytes=100000-", None]
 
 
 def test_a_file_that_changed_in_between_is_not_stitched(address: str, server: Server, path: Path) -> None:
@@ -153,7 +162,7 @@ def test_a_file_that_changed_in_between_is_not_stitched(address: str, server: Se
 def test_all_had_come_before_the_end(address: str, server: Server, path: Path) -> None:
     path.parent.mkdir()
     path.with_name("file.pth.part").write_bytes(CONTENT)
-    path.with_name("file.pth.part.version").write_text(server.etag("/file.pth"))
+    path.with_name("file.pth.part.version").write_text(server.mark("/file.pth")[1])
     download(address, path, sha256=SHA256)
     assert path.read_bytes() == CONTENT
     assert server.sent == 0
@@ -162,7 +171,7 @@ def test_all_had_come_before_the_end(address: str, server: Server, path: Path) -
 def test_more_had_come_than_there_is(address: str, server: Server, path: Path) -> None:
     path.parent.mkdir()
     path.with_name("file.pth.part").write_bytes(CONTENT + b"more")
-    path.with_name("file.pth.part.version").write_text(server.etag("/file.pth"))
+    path.with_name("file.pth.part.version").write_text(server.mark("/file.pth")[1])
     download(address, path, sha256=SHA256)
     assert path.read_bytes() == CONTENT
     assert server.ranges_asked == ["bytes=300004-", None]

@@ -84,7 +84,7 @@ def test_a_copy_with_another_checksum_is_deleted_and_the_authors_file_taken(
 ) -> None:
     published_here.files[HUB] = save(tensors)
     published_here.files[OFFICIAL] = torch_file(tensors, tmp_path)
-    monkeypatch.setattr(Server, "etag", lambda *_: f'"{"a" * 64}"')
+    monkeypatch.setattr(Server, "mark", lambda *_: ("ETag", f'"{"a" * 64}"'))
     assert fetch("convnextv2_atto", "in1k") == places["own"] / ROW.file
     assert f"not {'a' * 64}: it is deleted; trying {published_here.address}{OFFICIAL}" in capsys.readouterr().err
     assert not list(places["hf"].rglob("*.safetensors"))
@@ -164,10 +164,10 @@ def test_offline_asks_no_network(
     with pytest.raises(RunError) as raised:
         fetch("convnextv2_atto", "in1k")
     first, *ways = str(raised.value).splitlines()
-    assert "(HF_HUB_OFFLINE is set, so no download was tried)" in first
+    assert "(HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so no download was tried)" in first
     assert [way.strip() for way in ways] == [
         *lines_for(places, f"{published_here.address}/convnext"),
-        "- unset HF_HUB_OFFLINE to let this program download it",
+        "- unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to let this program download it",
     ]
     with pytest.raises(RunError) as raised:
         fetch("convnext_isotropic_small", "in1k")

@@ -18,7 +18,7 @@ def test_resolve_tag(places: dict[str, Path]) -> None:
     resolved = resolve("in1k", "convnextv2_atto")
     assert resolved.path == path
     assert resolved.notes == (
-        "convnextv2_atto_1k_224_ema.pt is licensed under CC-BY-NC-4.0: for non-commercial use only",
+        "convnextv2_atto's in1k weights are licensed under CC-BY-NC-4.0: for non-commercial use only",
     )
     put(places["own"], "convnext_tiny_22k_224.pth")
     assert resolve("in22k", "convnext_tiny").notes == ()

@@ -51,7 +51,7 @@ def fetch(variant: str, tag: str) -> Path:
     if found := at_hand(variant, tag):
         return found
     if is_offline():
-        raise unavailable(row, "HF_HUB_OFFLINE is set, so no download was tried")
+        raise unavailable(row, "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so no download was tried")
     reasons = []
     if row.hub:
         try:
@@ -94,7 +94,7 @@ def in_hub_cache(row: Published) -> Path | None:
 
 
 def is_offline() -> bool:
-    """Whether ``HF_HUB_OFFLINE`` forbids to ask the network."""
+    """Whether ``HF_HUB_OFFLINE``, or ``TRANSFORMERS_OFFLINE``, forbids to ask the network."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE
@@ -116,7 +116,7 @@ def unavailable(row: Published, reason: str) -> RunError:
             f"{constants.HF_HUB_CACHE} here"
         )
     if is_offline():
-        ways.append("- unset HF_HUB_OFFLINE to let this program download it")
+        ways.append("- unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to let this program download it")
     else:
         ways.append("With HF_HUB_OFFLINE=1 this program asks no network and says this at once.")
     return RunError("\n  ".join(ways))

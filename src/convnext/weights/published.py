@@ -96,7 +96,7 @@ class Published:
         """What has to be said to who uses it."""
         if self.licence == "MIT":
             return ()
-        return (f"{self.file} is licensed under {self.licence}: for non-commercial use only",)
+        return (f"{self.variant}'s {self.tag} weights are licensed under {self.licence}: for non-commercial use only",)
 
 
 @cache
