@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convnext.deploy.evaluate import Evaluation, evaluate
-    from convnext.errors import ConvNeXtError, RunError, UsageError
-    from convnext.models import Design, create_model, list_models, roadmap
+    from convnext.errors import ConvNeXtError, LicenceWarning, RunError, UsageError, WeightsWarning
+    from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
     from convnext.training.choice import recipe_for
     from convnext.training.recipe import Recipe
     from convnext.training.run import Run, train
+    from convnext.weights.create import create_model
     from convnext.weights.load import Loaded, load_weights
 
 __version__ = "0.1.0"
@@ -23,11 +24,13 @@ __all__ = [
     "Cost",
     "Design",
     "Evaluation",
+    "LicenceWarning",
     "Loaded",
     "Recipe",
     "Run",
     "RunError",
     "UsageError",
+    "WeightsWarning",
     "cost",
     "create_model",
     "evaluate",
@@ -40,12 +43,13 @@ __all__ = [
 
 _HOMES = {
     "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
-    "convnext.errors": ("ConvNeXtError", "RunError", "UsageError"),
-    "convnext.models": ("Design", "create_model", "list_models", "roadmap"),
+    "convnext.errors": ("ConvNeXtError", "LicenceWarning", "RunError", "UsageError", "WeightsWarning"),
+    "convnext.models": ("Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
     "convnext.training.recipe": ("Recipe",),
     "convnext.training.choice": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),
+    "convnext.weights.create": ("create_model",),
     "convnext.weights.load": ("Loaded", "load_weights"),
 }
 

@@ -27,6 +27,14 @@ class DivergedError(RunError):
     """The loss of a training is not finite."""
 
 
+class WeightsWarning(UserWarning):
+    """Something that a network's weights do not bring, such as a classifier for the wanted number of classes."""
+
+
+class LicenceWarning(UserWarning):
+    """Weights under a licence that forbids commercial use."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UsageError:
     """The error for a ``name`` that is not among the ``known`` ones: it lists the nearest, then a ``remedy``."""
     known = list(known)

@@ -30,3 +30,8 @@ def duration(seconds: float) -> str:
 def spread(mean: float, deviation: float | None) -> str:
     """A mean with its deviation, where there is one."""
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
+def megabytes(number: float) -> str:
+    """A number of bytes: 114.4 MB."""
+    return f"{number / 1e6:,.1f} MB"

@@ -1,5 +1,7 @@
 """The family: the paper's parameter counts, and the same outputs as timm's networks with the same weights."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -40,7 +42,7 @@ SMALL += [f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "ti
 LARGE = ["convnext_large", "convnext_xlarge", "convnextv2_large", "convnextv2_huge"]
 
 
-def on_meta(name: str, **options: object) -> nn.Module:
+def on_meta(name: str, **options: Any) -> nn.Module:
     with torch.device("meta"):
         return convnext.create_model(name, **options)
 
@@ -210,7 +212,7 @@ def test_drop_path_grows_with_depth_and_works_in_training_only() -> None:
         ({"colour": 1}, "takes no option 'colour': choose among num_classes"),
     ],
 )
-def test_wrong_options(options: dict[str, object], message: str) -> None:
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(convnext.UsageError, match=message):
         convnext.create_model("convnext_atto", **options)
 

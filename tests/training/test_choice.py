@@ -19,6 +19,7 @@ from convnext.training.recipes import digits, finetune, paper_1k
 def _no_weights_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCH_HOME", "XDG_CACHE_HOME", "CONVNEXT_WEIGHTS"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 def folder(root: Path, size: tuple[int, int], count: int = 4) -> str:

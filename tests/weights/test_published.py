@@ -1,53 +1,14 @@
-"""The published checkpoints by name: the table, where their files are found, and downloads that fail."""
+"""The published checkpoints as a table: complete, and what timm's own table says of the same files."""
 
-import errno
-import http.client
-import socket
-import urllib.error
-from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save
 
 from convnext import create_model, list_models
-from convnext.errors import RunError, UsageError
-from convnext.weights import PUBLISHED, at_hand, fetch, resolve
-
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """The three folders that are looked into, in their order, none of them there yet."""
-    named = {
-        "CONVNEXT_WEIGHTS": tmp_path / "own",
-        "TORCH_HOME": tmp_path / "torch",
-        "XDG_CACHE_HOME": tmp_path / "cache",
-    }
-    for name, folder in named.items():
-        monkeypatch.setenv(name, str(folder))
-    return {
-        "own": tmp_path / "own",
-        "hub": tmp_path / "torch" / "hub" / "checkpoints",
-        "cache": tmp_path / "cache" / "convnext" / "weights",
-    }
-
-
-def put(folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(b"weights")
-    return folder / name
-
-
-def offline(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
-    """Let every download fail; returns the addresses that were asked for."""
-    asked = []
-
-    def refuse(address: Any, *_: Any, **__: Any) -> None:
-        asked.append(getattr(address, "full_url", address))
-        raise error
-
-    monkeypatch.setattr("torch.hub.urlopen", refuse)
-    return asked
+from convnext.weights import PUBLISHED
 
 
 @pytest.mark.parametrize("row", PUBLISHED.values(), ids=lambda row: row.file)
@@ -86,100 +47,52 @@ def test_rows(variant: str, tag: str, address: str, classes: int, size: int) -> 
     assert (row.classes, row.image_size) == (classes, size)
 
 
-@pytest.mark.parametrize("place", ["own", "hub", "cache"])
-def test_at_hand(place: str, places: dict[str, Path]) -> None:
-    assert at_hand("convnext_tiny", "in1k") is None
-    assert at_hand("convnext_tiny") is None
-    path = put(places[place], "convnext_tiny_1k_224_ema.pth")
-    assert at_hand("convnext_tiny", "in1k") == at_hand("convnext_tiny") == path
-    assert at_hand("convnext_tiny", "in22k") is None
-    assert at_hand("convnext_small") is None
-    assert at_hand("timm/resnet18") is None
-    assert fetch("convnext_tiny", "in1k") == path
+def timms(row: Any) -> Any:
+    """What timm knows of the same checkpoint."""
+    return timm.get_pretrained_cfg(row.hub.removeprefix("timm/"))
 
 
-def test_own_folder_goes_first(places: dict[str, Path]) -> None:
-    name = "convnext_tiny_1k_224_ema.pth"
-    paths = [put(places[place], name) for place in ("cache", "hub", "own")]
-    assert at_hand("convnext_tiny", "in1k") == paths[-1]
+@pytest.mark.parametrize("row", [row for row in PUBLISHED.values() if row.hub], ids=lambda row: row.hub)
+def test_timm_has_the_same_file(row: Any) -> None:
+    theirs = timms(row)
+    assert theirs.hf_hub_id == row.hub
+    assert theirs.hf_hub_filename is None  # the hub's usual name
+    assert theirs.url == row.address
+    assert (theirs.num_classes, theirs.input_size) == (row.classes, (3, row.image_size, row.image_size))
+    # timm names its own licence for what the authors published under MIT
+    assert theirs.license == {"MIT": "apache-2.0"}.get(row.licence, row.licence.lower())
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        urllib.error.URLError(socket.gaierror(-3, "Temporary failure in name resolution")),
-        urllib.error.HTTPError("https://there", 403, "Forbidden", http.client.HTTPMessage(), None),
-        TimeoutError("timed out"),
-        http.client.RemoteDisconnected("closed"),
-    ],
-    ids=["no network", "forbidden", "timeout", "disconnected"],
-)
-def test_fetch_without_network(error: Exception, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = offline(monkeypatch, error)
-    with pytest.raises(RunError) as raised:
-        fetch("convnextv2_tiny", "in22k_in1k")
-    address = "https://dl.fbaipublicfiles.com/convnext/convnextv2/im22k/convnextv2_tiny_22k_224_ema.pt"
-    assert asked == [address]
-    assert address in str(raised.value)
-    assert f"put it into {places['own']}" in str(raised.value)
-    assert not list(places["own"].iterdir())
+def test_every_copy_of_timms_is_named() -> None:
+    known: list[Any] = [timm.get_pretrained_cfg(name) for name in timm.list_pretrained("convnext*")]
+    theirs = {entry.hf_hub_id: entry.url for entry in known if "fbaipublicfiles.com/convnext/" in str(entry.url)}
+    assert theirs == {row.hub: row.address for row in PUBLISHED.values() if row.hub}
+    without = [row for row in PUBLISHED.values() if row.hub is None]
+    assert {(row.variant, row.tag) for row in without} == {
+        ("convnext_base", "in1k_384"),
+        ("convnext_large", "in1k_384"),
+        *((f"convnext_isotropic_{size}", "in1k") for size in ("small", "base", "large")),
+    }
 
 
-def test_fetch_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    offline(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(RunError, match="the disk is full"):
-        fetch("convnext_tiny", "in1k")
+def test_what_a_file_was_trained_on() -> None:
+    data = {row.tag: row.data for row in PUBLISHED.values()}
+    assert data["in22k_in1k_512"] == data["in22k_in1k"] == "ImageNet-22K, then ImageNet-1K"
+    assert data["in1k_384"] == data["in1k"] == "ImageNet-1K"
+    assert data["in22k"] == "ImageNet-22K"
+    assert data["fcmae"] == "ImageNet-1K without labels (FCMAE)"
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_fetch_downloads_once(own: bool, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    if not own:
-        monkeypatch.delenv("CONVNEXT_WEIGHTS")
-    asked = []
-
-    def download(address: str, path: str) -> None:
-        asked.append(address)
-        Path(path).write_bytes(b"weights")
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", download)
-    path = fetch("convnext_tiny", "in1k")
-    assert path == places["own" if own else "cache"] / "convnext_tiny_1k_224_ema.pth"
-    assert fetch("convnext_tiny", "in1k") == path
-    assert len(asked) == 1
+@pytest.mark.parametrize(("tag", "params"), [("in1k", 3_708_400), ("fcmae", 3_708_400 - 321_000 - 640)])
+def test_size_of_the_tensors(tag: str, params: int) -> None:
+    row = PUBLISHED["convnextv2_atto", tag]
+    assert row.tensor_bytes == 4 * params
+    if tag == "in1k":
+        tensors = create_model("convnextv2_atto").state_dict()
+        assert row.tensor_bytes < len(save(tensors)) < 1.01 * row.tensor_bytes
 
 
-def test_resolve_tag(places: dict[str, Path]) -> None:
-    path = put(places["own"], "convnextv2_atto_1k_224_ema.pt")
-    resolved = resolve("in1k", "convnextv2_atto")
-    assert resolved.path == path
-    assert resolved.notes == (
-        "convnextv2_atto_1k_224_ema.pt is licensed under CC-BY-NC-4.0: for non-commercial use only",
-    )
-    put(places["own"], "convnext_tiny_22k_224.pth")
-    assert resolve("in22k", "convnext_tiny").notes == ()
-
-
-def test_resolve_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save(create_model("convnext_atto").state_dict(), "mine")
-    assert resolve("mine", "convnext_atto").path == Path("mine")
-    run = put(tmp_path / "runs" / "digits", "best.safetensors")
-    assert resolve(str(run.parent), "timm/resnet18").path == run
-    assert resolve("./mine", "convnext_atto").path == Path("mine")
-
-
-@pytest.mark.parametrize(
-    ("name", "variant", "message"),
-    [
-        ("in1", "convnext_tiny", r"unknown weights 'in1': did you mean in1k.*Or give the path"),
-        ("in1k_384", "convnext_tiny", r"unknown published weights of convnext_tiny 'in1k_384': did you mean .*in1k"),
-        ("in1k", "convnext_atto", "no published weights 'in1k' for convnext_atto: there are some for convnext_base, "),
-        ("in1k", "timm/resnet18", "no published weights 'in1k' for timm/resnet18"),
-        ("mine", "roadmap_micro/resnet", "no weights at mine, and none are published for roadmap_micro/resnet"),
-        ("runs/none", "convnext_tiny", "no weights at runs/none"),
-        ("none.pth", "convnext_tiny", r"no weights at none\.pth"),
-    ],
-)
-def test_resolve_unknown(name: str, variant: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        resolve(name, variant)
+def test_the_largest_size_is_counted_without_making_the_network() -> None:
+    before = torch.get_rng_state()
+    assert PUBLISHED["convnextv2_huge", "in1k"].tensor_bytes == 4 * 660_289_640
+    assert torch.equal(torch.get_rng_state(), before)

@@ -34,10 +34,10 @@ def evaluate(
         precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it.
         workers: reading processes; 0 for none, -1 for one a core, at most 8.
     """
+    from convnext.console import console_on, say_warnings
     from convnext.deploy.evaluate import evaluate
     from convnext.deploy.evaluation_report import default_folder, document, table, write_evaluation
     from convnext.training.distributed import is_first
-    from convnext.training.progress import console_on, say_warnings
 
     evaluation = evaluate(run, data, batch_size=batch_size, device=device, precision=precision, workers=workers)
     if not is_first():

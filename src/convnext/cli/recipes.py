@@ -15,7 +15,7 @@ def recipes(name: Positional[str] = "", json: bool = False) -> None:
         name: a recipe's name, to see every field of it; all in a table unless given.
         json: print name, contract and every field of each as JSON on stdout.
     """
-    from convnext.training.progress import console_on
+    from convnext.console import console_on
     from convnext.training.recipes import RECIPES
     from convnext.training.recipes_table import described, recipe_table, recipes_table
 

@@ -40,11 +40,11 @@ def roadmap(
         device: auto (a GPU where there is one), cpu, cuda, mps.
         json: print the results document on stdout.
     """
+    from convnext.console import console_on
     from convnext.study.plan import make_plan
     from convnext.study.report import write_report
     from convnext.study.run import run_study
     from convnext.study.table import follow, table
-    from convnext.training.progress import console_on
 
     plan = make_plan(
         regime=regime,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
+from convnext.console import PLAIN_SECONDS, console_on, say
 from convnext.data.batches import Batch, Batches
 from convnext.data.held_out import HeldOut
 from convnext.deploy.held_out import images_for
@@ -23,7 +24,6 @@ from convnext.models import is_reference
 from convnext.quantities import per_second
 from convnext.training.distributed import joined
 from convnext.training.machine import autocast_for, choose_device, choose_workers
-from convnext.training.progress import PLAIN_SECONDS, console_on
 
 
 @dataclass(frozen=True)
@@ -152,5 +152,5 @@ class ShownBatches(Batches):
                 state = f"{min(done, total):,} of {total:,} images  {per_second(done / (now - start))} images/s"
                 bar.update(task, completed=done, state=state)
                 if self.title and not on_terminal and now - last_line > PLAIN_SECONDS:
-                    console.print(f"{self.title}: {state}", markup=False, highlight=False, soft_wrap=True)
+                    say(f"{self.title}: {state}", console)
                     last_line = now

@@ -10,9 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from convnext.console import say, say_warnings
 from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.run import Update
-from convnext.training.progress import describe, say_warnings
+from convnext.training.progress import describe
 
 REFRESH_SECONDS = 0.25
 LEGEND = "* side branch: the path goes on from another step\npaper: ImageNet-1K, 224 px"
@@ -31,7 +32,7 @@ def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
                 live.update(table(results, state(update)), refresh=True)
                 drawn = time.monotonic()
             elif ended and not console.is_terminal:
-                console.print(ended_line(update), markup=False, highlight=False, soft_wrap=True)
+                say(ended_line(update), console)
     return results
 
 

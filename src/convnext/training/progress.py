@@ -3,28 +3,15 @@
 import sys
 import time
 from collections.abc import Iterable
-from typing import IO
 
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from convnext.console import PLAIN_SECONDS, console_on, say, say_warnings
 from convnext.quantities import duration
 from convnext.training.loop import Progress
 
-PLAIN_SECONDS = 10  # between two plain lines
 BAR_WIDTH = 16
-
-
-def console_on(stream: IO[str]) -> Console:
-    """A console on stdout or stderr; wide where a file or a pipe reads along."""
-    return Console(file=stream, width=None if stream.isatty() else 120)
-
-
-def say_warnings(warnings: Iterable[str], console: Console) -> None:
-    """Print warnings, a line each."""
-    for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_warnings(updates: Iterable[Progress]) -> None:
@@ -44,13 +31,13 @@ def show_training(updates: Iterable[Progress], title: str, opening: str = "") ->
         task = bar.add_task(title, total=1.0, state="")
         for progress in updates:
             for note in filter(None, (opening, *progress.notes)):
-                console.print(note, markup=False, highlight=False, soft_wrap=True)
+                say(note, console)
             opening = ""
             say_warnings(progress.warnings, console)
             bar.update(task, completed=progress.fraction, state=describe(progress, console.width - BAR_WIDTH - 1))
             finished = progress.epoch == progress.epochs
             if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):
-                console.print(f"{title}: {describe(progress)}", markup=False, highlight=False, soft_wrap=True)
+                say(f"{title}: {describe(progress)}", console)
                 last_line = time.perf_counter()
 
 

@@ -125,11 +125,11 @@ def unusable(
     there, here = head & weights.keys(), head & own.keys()
     if there and not here:
         return left_out | head, (f"{path.name} has a classifier and the network none: the file's is not used",)
-    if here and not there:
-        # Masked pre-training (FCMAE) has no norm behind the pooling either.
-        final_norm = {name for name in own if name.startswith("norm.")}
-        untrained = set() if final_norm & weights.keys() else final_norm
-        parts = "classifier and no final norm" if untrained else "classifier"
+    # Masked pre-training (FCMAE) has no norm behind the pooling either.
+    final_norm = {name for name in own if name.startswith("norm.")}
+    untrained = set() if there or final_norm & weights.keys() else final_norm
+    if (here and not there) or untrained:
+        parts = " and no ".join(["classifier"] * bool(here) + ["final norm"] * bool(untrained))
         return left_out | head | untrained, (f"{path.name} has no {parts}: the network's own stay freshly initialised",)
     other = [name for name in here & there if weights[name].shape != own[name].shape]
     if other and all(weights[name].shape[1:] == own[name].shape[1:] for name in other):

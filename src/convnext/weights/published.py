@@ -1,18 +1,24 @@
-"""The authors' checkpoints as data, where they may lie on this machine, and their download."""
+"""The authors' checkpoints as data."""
 
-import os
 from dataclasses import dataclass
-from http.client import HTTPException
-from pathlib import Path
+from functools import cache
 
 import torch
 
-from convnext.errors import RunError, UsageError, unknown_name
-from convnext.files import DISK_FULL, cannot_write
+from convnext.errors import UsageError, unknown_name
+from convnext.models import create_model
 
 BASE = "https://dl.fbaipublicfiles.com/convnext"
 FOLDERS = {"in1k": "convnextv2/im1k", "in22k_in1k": "convnextv2/im22k", "fcmae": "convnextv2/pt_only"}  # V2's, by tag
 CLASSES = {"in22k": 21841, "fcmae": 0}  # the others have 1000
+DATA = {
+    "in1k": "ImageNet-1K",
+    "in22k": "ImageNet-22K",
+    "in22k_in1k": "ImageNet-22K, then ImageNet-1K",
+    "fcmae": "ImageNet-1K without labels (FCMAE)",
+}
+TIMM_TAGS = {"in1k": "fb_in1k", "in22k": "fb_in22k", "in22k_in1k": "fb_in22k_ft_in1k"}
+TIMM_V2_TAGS = {"in1k": "fcmae_ft_in1k", "in22k_in1k": "fcmae_ft_in22k_in1k", "fcmae": "fcmae"}
 
 
 @dataclass(frozen=True)
@@ -25,17 +31,36 @@ class Published:
             or ``_512`` for another image size than 224; ``fcmae`` for masked pre-training without labels.
         file: the file's name.
         top1: ImageNet-1K top-1 accuracy in %, as its authors state it; None where it has no 1000 classes.
+        sha256: of the file, where it is known.
+        bytes: of the file, where it is known.
     """
 
     variant: str
     tag: str
     file: str
     top1: float | None
+    sha256: str | None = None
+    bytes: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The tag without the image size."""
+        return self.tag.removesuffix(f"_{self.image_size}")
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether it is a ConvNeXt V2."""
+        return self.variant.startswith("convnextv2_")
+
+    @property
+    def data(self) -> str:
+        """What it was trained on."""
+        return DATA[self.kind]
 
     @property
     def classes(self) -> int:
         """Classes of its classifier; 0 where it has none."""
-        return CLASSES.get(self.tag, 1000)
+        return CLASSES.get(self.kind, 1000)
 
     @property
     def image_size(self) -> int:
@@ -46,21 +71,42 @@ class Published:
     @property
     def licence(self) -> str:
         """The SPDX name of the weights' licence."""
-        return "CC-BY-NC-4.0" if self.variant.startswith("convnextv2_") else "MIT"
+        return "CC-BY-NC-4.0" if self.is_v2 else "MIT"
 
     @property
     def address(self) -> str:
-        """Where it is published."""
-        if not self.variant.startswith("convnextv2_"):
-            return f"{BASE}/{self.file}"
-        return f"{BASE}/{FOLDERS[self.tag.removesuffix(f'_{self.image_size}')]}/{self.file}"
+        """Where its authors publish it."""
+        return f"{BASE}/{FOLDERS[self.kind]}/{self.file}" if self.is_v2 else f"{BASE}/{self.file}"
+
+    @property
+    def hub(self) -> str | None:
+        """The repository of timm's copy on the Hugging Face hub; None where timm has none."""
+        if self.variant.startswith("convnext_isotropic_") or (not self.is_v2 and self.tag == "in1k_384"):
+            return None
+        tag = (TIMM_V2_TAGS if self.is_v2 else TIMM_TAGS)[self.kind]
+        return f"timm/{self.variant}.{tag}{self.tag.removeprefix(self.kind)}"
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of its tensors, counted from the network: the file is a little larger, and never smaller."""
+        return tensor_bytes(self.variant, self.classes)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What has to be said to who uses it."""
         if self.licence == "MIT":
             return ()
-        return (f"{self.file} is licensed under {self.licence}: for non-commercial use only",)
+        return (f"{self.variant}'s {self.tag} weights are licensed under {self.licence}: for non-commercial use only",)
+
+
+@cache
+def tensor_bytes(variant: str, classes: int) -> int:
+    """Bytes of a network's parameters in 32 bits; without classes, also without the final norm, as FCMAE leaves it."""
+    with torch.device("meta"):
+        model = create_model(variant, num_classes=classes)
+    return sum(
+        4 * tensor.numel() for name, tensor in model.named_parameters() if classes or not name.startswith("norm.")
+    )
 
 
 ROWS = (
@@ -136,54 +182,3 @@ def published(variant: str, tag: str) -> Published:
 def tags_of(variant: str) -> list[str]:
     """The tags of a network's published checkpoints."""
     return [row.tag for row in ROWS if row.variant == variant]
-
-
-def at_hand(variant: str, tag: str | None = None) -> Path | None:
-    """A published checkpoint that lies on this machine under its official name, or None.
-
-    Looked for in ``CONVNEXT_WEIGHTS``, in torch hub's folder, and in ``convnext/weights`` of the user's cache.
-
-    Args:
-        variant: a network's name.
-        tag: which checkpoint; without it the first of the network's that is found, in the order of ``PUBLISHED``.
-    """
-    for wanted in tags_of(variant) if tag is None else [tag]:
-        row = published(variant, wanted)
-        for folder in (weights_cache(), Path(torch.hub.get_dir()) / "checkpoints", user_cache()):
-            if (folder / row.file).is_file():
-                return folder / row.file
-    return None
-
-
-def fetch(variant: str, tag: str) -> Path:
-    """A published checkpoint's file: the one at hand, or downloaded once, with a bar on stderr.
-
-    Raises:
-        UsageError: there is no such checkpoint.
-        RunError: it cannot be downloaded; the message has address, file and folder.
-    """
-    row = published(variant, tag)
-    if found := at_hand(variant, tag):
-        return found
-    path = weights_cache() / row.file
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(row.address, str(path))
-    except (OSError, HTTPException) as error:
-        if isinstance(error, OSError) and (error.errno in DISK_FULL or isinstance(error, PermissionError)):
-            raise cannot_write(path, error, 0) from error
-        raise RunError(
-            f"cannot download {row.address} ({error}): get {row.file} from there on another machine and put it into "
-            f"{path.parent}, or set CONVNEXT_WEIGHTS to the folder that has it"
-        ) from error
-    return path
-
-
-def weights_cache() -> Path:
-    """The folder for downloaded weights: ``CONVNEXT_WEIGHTS``, or ``convnext/weights`` in the user's cache."""
-    return Path(os.environ["CONVNEXT_WEIGHTS"]) if "CONVNEXT_WEIGHTS" in os.environ else user_cache()
-
-
-def user_cache() -> Path:
-    """``convnext/weights`` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnext" / "weights"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convnext.errors import UsageError, unknown_name
-from convnext.weights.published import PUBLISHED, fetch, published, tags_of
+from convnext.weights.fetch import fetch
+from convnext.weights.published import PUBLISHED, published, tags_of
 from convnext.weights.reading import weights_file
 
 
