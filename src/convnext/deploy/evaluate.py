@@ -13,13 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from convnext.data.batches import Batch, Batches
 from convnext.data.held_out import HeldOut
+from convnext.data.images import MemoryImages
+from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.held_out import images_for
-from convnext.deploy.published import open_published
-from convnext.deploy.trained import Trained, open_run
+from convnext.deploy.opening import is_published, open_trained
+from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError
 from convnext.evaluation import Metrics
 from convnext.evaluation import evaluate as evaluate_batches
-from convnext.models import is_reference
 from convnext.quantities import per_second
 from convnext.training.distributed import joined
 from convnext.training.machine import autocast_for, choose_device, choose_workers
@@ -92,23 +93,25 @@ def evaluate(
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
-    published = is_reference(name) and not (Path(name) / "recipe.json").exists()
-    if published and data is None:
+    if is_published(name) and data is None:
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
     with joined(device) as processes:
         torch_device = choose_device(device, processes.local_rank)
         autocast = autocast_for(precision, torch_device)
-        trained = open_published(name) if published else open_run(Path(name))
+        trained = open_trained(name)
         images = images_for(trained, None if data is None else str(data))
+        size = trained.preprocessing.image_size
+        whole = trained.preprocessing == Preprocessing.whole(size)  # what images in memory are prepared to, much faster
+        by_batches = whole and isinstance(images.images, MemoryImages)
         batches = ShownBatches(
             images.images,
             batch_size=batch_size,
-            image_size=trained.image_size,
+            image_size=size,
             rank=processes.rank,
             processes=processes.count,
             workers=choose_workers(workers, processes.local_count),
             pin_memory=torch_device.type == "cuda",
-            transform=trained.transform,
+            transform=None if by_batches else trained.preprocessing,
         )
         batches.title = f"{name} on {images.name}" if processes.first else ""
         batches.processes = processes.count
