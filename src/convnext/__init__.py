@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext.deploy.classifier import Classifier, Prediction, load
     from convnext.deploy.evaluate import Evaluation, evaluate
     from convnext.errors import ConvNeXtError, RunError, UsageError
     from convnext.models import Design, create_model, list_models, roadmap
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classifier",
     "ConvNeXtError",
     "Cost",
     "Design",
     "Evaluation",
     "Loaded",
+    "Prediction",
     "Recipe",
     "Run",
     "RunError",
@@ -32,6 +35,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "list_models",
+    "load",
     "load_weights",
     "recipe_for",
     "roadmap",
@@ -39,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "convnext.deploy.classifier": ("Classifier", "Prediction", "load"),
     "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
     "convnext.errors": ("ConvNeXtError", "RunError", "UsageError"),
     "convnext.models": ("Design", "create_model", "list_models", "roadmap"),

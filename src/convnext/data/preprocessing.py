@@ -160,7 +160,7 @@ class Preprocessing:
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels (H, W, C) or grey (H, W), uint8, as a normalised image (C, H, W)."""
         image = pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1).contiguous().float().div_(255)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, device=image.device).view(-1, 1, 1) for values in (self.mean, self.std))
         return image.sub_(mean).div_(std)
 
 

@@ -1,7 +1,5 @@
 """`evaluate`: a run folder or a published network in, its metrics on held-out images out."""
 
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn
 
 from convnext.data.batches import Batch, Batches
 from convnext.data.held_out import HeldOut
@@ -21,10 +18,9 @@ from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError
 from convnext.evaluation import Metrics
 from convnext.evaluation import evaluate as evaluate_batches
-from convnext.quantities import per_second
 from convnext.training.distributed import joined
 from convnext.training.machine import autocast_for, choose_device, choose_workers
-from convnext.training.progress import PLAIN_SECONDS, console_on
+from convnext.training.progress import images_shown
 
 
 @dataclass(frozen=True)
@@ -142,18 +138,9 @@ class ShownBatches(Batches):
 
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch."""
-        console, total, done = console_on(sys.stderr), len(self.images), 0
-        start = last_line = time.perf_counter()
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
-        on_terminal = console.is_terminal and bool(self.title)
-        with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
-            task = bar.add_task(self.title, total=total, state="")
+        done = 0
+        with images_shown(self.title, len(self.images)) as show:
             for batch in super().epoch(epoch, skip):
                 yield batch
                 done += self.processes * (len(batch.images) + len(batch.unreadable))
-                now = time.perf_counter()
-                state = f"{min(done, total):,} of {total:,} images  {per_second(done / (now - start))} images/s"
-                bar.update(task, completed=done, state=state)
-                if self.title and not on_terminal and now - last_line > PLAIN_SECONDS:
-                    console.print(f"{self.title}: {state}", markup=False, highlight=False, soft_wrap=True)
-                    last_line = now
+                show(done)
