@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convnext.deploy.classifier import Classifier, Prediction, load
     from convnext.deploy.evaluate import Evaluation, evaluate
     from convnext.errors import ConvNeXtError, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classifier",
     "ConvNeXtError",
     "Cost",
     "Design",
     "Evaluation",
     "LicenceWarning",
     "Loaded",
+    "Prediction",
     "Recipe",
     "Run",
     "RunError",
@@ -35,6 +38,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "list_models",
+    "load",
     "load_weights",
     "recipe_for",
     "roadmap",
@@ -42,6 +46,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "convnext.deploy.classifier": ("Classifier", "Prediction", "load"),
     "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
     "convnext.errors": ("ConvNeXtError", "LicenceWarning", "RunError", "UsageError", "WeightsWarning"),
     "convnext.models": ("Design", "list_models", "roadmap"),

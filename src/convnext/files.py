@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,56 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
         RunError: the disk is full, or the folder cannot be written to.
     """
     data = content.encode() if isinstance(content, str) else content
+    with replacing(path, len(data)) as write:
+        write(data)
+
+
+@contextmanager
+def replacing(path: Path, size: int = 0) -> Iterator[Callable[[bytes | memoryview], Any]]:
+    """Write a file part by part; it takes its name when the block ends, and leaves nothing where the block fails.
+
+    Args:
+        path: its name.
+        size: bytes to come, as far as they are known.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written to.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+
+    def write(data: bytes | memoryview) -> None:
+        nonlocal size
+        size = max(size, file.tell() + len(data))
+        with writing(path, size):
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
+
+    try:
+        with writing(path, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("wb")
+        try:
+            yield write
+            with writing(path, size):
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with writing(path, size):
+                file.close()
+        with writing(path, size):
+            temporary.replace(path)
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
-        raise cannot_write(path, error, len(data)) from error
+        raise
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[None]:
+    """Name the file in what goes wrong while ``size`` bytes are written to it."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error, size) from error
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -58,11 +96,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def append_line(path: Path, line: str) -> None:
     """Append a line to a log."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise cannot_write(path, error, len(line)) from error
+    with writing(path, len(line)), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def cannot_write(path: Path, error: OSError, size: int) -> RunError:

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 import convnext
+from convnext.data import load_data
 from convnext.errors import RunError, UsageError
 from convnext.training.recipes import digits
 from tests.conftest import MakeFolder
@@ -27,6 +28,19 @@ def test_the_best_epochs_figures_come_out_again(tmp_path: Path, ema_decay: float
     assert evaluation.metrics.loss == pytest.approx(run.best["loss"], rel=1e-4)
     assert evaluation.metrics.images == run.best["images"] == 360
     assert evaluation.data.part == "images held out in training"
+
+
+def test_images_of_memory_are_prepared_alike_in_files(tmp_path: Path, make_run: MakeRun) -> None:
+    """Not cropped, though photographs of that size would be: the same losses but for the rounding of pixels."""
+    run, val = make_run("digits"), load_data("digits").val
+    for index in range(100):
+        picture, label = val.read(index)
+        (tmp_path / "files" / str(label)).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "files" / str(label) / f"{index:03}.png")
+    expected = convnext.evaluate(run).metrics.rows
+    order = sorted(range(100), key=lambda index: (int(expected.labels[index]), index))
+    files = convnext.evaluate(run, tmp_path / "files", workers=0).metrics.rows
+    torch.testing.assert_close(files.losses, expected.losses[order], rtol=0, atol=5e-3)
 
 
 def test_a_run_of_a_reference(make_folder: MakeFolder, make_run: MakeRun) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from convnext.data import MemoryImages
 from convnext.data.held_out import HeldOut
+from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.evaluate import Evaluation
 from convnext.deploy.evaluation_figures import draw_confusion, draw_reliability, shortened
 from convnext.deploy.evaluation_report import FILES, default_folder, document, table, write_evaluation
@@ -33,7 +34,9 @@ def evaluation_of(classes: int, images: int, names: tuple[str, ...] = (), run: s
     names = names or tuple(f"kind {i}" for i in range(classes))
     memory = MemoryImages(torch.zeros(images, 3, 1, 1, dtype=torch.uint8), labels)
     data = HeldOut("photos", "images held out in training", names, memory)
-    return Evaluation(Trained(run, nn.Identity(), names, 32, "best epoch", folder=Path(run)), data, metrics)
+    return Evaluation(
+        Trained(run, nn.Identity(), names, Preprocessing.published(32), "best epoch", folder=Path(run)), data, metrics
+    )
 
 
 def shown(evaluation: Evaluation) -> str:

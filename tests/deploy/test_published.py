@@ -136,7 +136,7 @@ def test_timm_is_evaluated_by_its_own_means(hub: Path, make_folder: MakeFolder) 
     with torch.inference_mode():
         images = torch.stack([transform(Image.open(data / "goldfish" / f"{i}.jpg")) for i in range(2)])
         losses = torch.nn.functional.cross_entropy(model.eval()(images), torch.tensor([1, 1]), reduction="none")
-    assert images.shape[-1] == evaluation.trained.image_size == 160
+    assert images.shape[-1] == evaluation.trained.preprocessing.image_size == 160
     torch.testing.assert_close(evaluation.metrics.rows.losses, losses, rtol=1e-5, atol=1e-5)
     assert open_published("timm/test_convnext.r160_in1k").weights == "timm's test_convnext.r160_in1k"
 

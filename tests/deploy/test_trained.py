@@ -9,8 +9,10 @@ import safetensors.torch
 import torch
 
 import convnext
+from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.trained import open_run
 from convnext.errors import RunError, UsageError
+from tests.conftest import MakeFolder
 from tests.deploy.conftest import MakeRun
 
 
@@ -18,10 +20,23 @@ def test_a_run_opens_with_its_best_weights(make_run: MakeRun) -> None:
     folder = make_run("digits", eval_image_size=40)
     trained = open_run(folder)
     assert trained.classes == tuple("0123456789")
-    assert trained.image_size == 40
+    assert trained.preprocessing == Preprocessing.whole(40)
     assert not trained.model.training
     best = safetensors.torch.load_file(folder / "best.safetensors")
     assert all(torch.equal(best[name], tensor) for name, tensor in trained.model.state_dict().items())
+
+
+def test_preprocessing_goes_with_a_run(make_folder: MakeFolder, make_run: MakeRun) -> None:
+    """Photographs are cropped, images in memory are not: as they were while the run was trained."""
+    photos = make_run(make_folder({"cat": 4, "dog": 4}), name="photos", image_size=64)
+    for folder, expected in ((photos, Preprocessing.published(64)), (make_run("digits"), Preprocessing.whole(32))):
+        path = folder / "preprocessing.json"
+        assert json.loads(path.read_text()) == expected.to_dict()
+        path.unlink()
+        assert open_run(folder).preprocessing == expected  # a run of before this was recorded
+    changed = Preprocessing(48, 0.9, "border", "lanczos", (0.5,) * 3, (0.5,) * 3)
+    (photos / "preprocessing.json").write_text(json.dumps(changed.to_dict()))
+    assert open_run(photos).preprocessing == changed
 
 
 def test_a_run_of_an_older_version_lacks_what_evaluation_does_not_need(make_run: MakeRun) -> None:
@@ -61,6 +76,11 @@ def change_recipe(folder: Path, **changes: object) -> None:
         ),
         (lambda run: (run / "classes.json").write_bytes(b"\xff"), "cannot read .*classes.json"),
         (lambda run: (run / "classes.json").unlink(), "cannot read .*classes.json"),
+        (lambda run: (run / "preprocessing.json").write_text("["), "cannot read .*preprocessing.json"),
+        (
+            lambda run: (run / "preprocessing.json").write_text('{"image_size": 32}'),
+            r"preprocessing.json is damaged or of a newer version \(preprocessing lacks crop_pct",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_run(make_run: MakeRun, damage: Callable[[Path], None], message: str) -> None:

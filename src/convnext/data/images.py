@@ -19,7 +19,11 @@ Pixels = NDArray[Any]  # uint8 (H, W, 3), RGB
 
 
 class UnreadableImageError(ConvNeXtError):
-    """A file is no image that can be read; the message names it."""
+    """A file is no image that can be read: ``reason`` says why, the message names the file as well."""
+
+    def __init__(self, path: Path | str, reason: object) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = str(reason)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,12 @@ def read_picture(path: Path) -> Image.Image:
         UnreadableImageError: the file is missing, truncated or no image.
     """
     with reading(path), Image.open(path) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture in 8-bit RGB, turned as its EXIF data says."""
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -78,9 +87,10 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:  # whose own words are about objects in memory
-        raise UnreadableImageError(f"{path}: no image of a kind that can be read") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"{path}: {error}") from error
+        raise UnreadableImageError(path, "no image of a kind that can be read") from error
+    except Exception as error:  # Pillow's decoders raise any kind for damaged files, as RuntimeError for AVIF
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise UnreadableImageError(path, reason or error or type(error).__name__) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -30,8 +30,8 @@ class Preprocessing:
 
     Attributes:
         image_size: pixels a side of what comes out.
-        crop_pct: the part of the resized picture's side that the crop keeps: what is resized to is the whole number
-            of pixels in image_size / crop_pct.
+        crop_pct: the part of the resized side that the crop keeps: what is resized to is the whole number of pixels in
+            image_size / crop_pct. Above 1, the rest is black.
         crop_mode: what is resized to that: ``center``, the shorter side; ``squash``, both sides, whatever their ratio;
             ``border``, the longer side, with borders in the mean colour.
         interpolation: Pillow's, by timm's name.
@@ -51,8 +51,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         check(self, "image_size", is_number(self.image_size, int) and self.image_size >= 1, "a whole number from 1 on")
-        cut = is_number(self.crop_pct) and 0 < self.crop_pct <= 1
-        check(self, "crop_pct", cut, "a number above 0, up to 1")
+        check(self, "crop_pct", is_number(self.crop_pct) and 0.01 <= self.crop_pct <= 100, "a number from 0.01 to 100")
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
         for name, known in (("crop_mode", get_args(CropMode)), ("interpolation", get_args(Interpolation))):
             check(self, name, getattr(self, name) in known, f"one of {', '.join(known)}")
@@ -65,10 +64,13 @@ class Preprocessing:
 
     @classmethod
     def published(cls, image_size: int) -> "Preprocessing":
-        """As the published ConvNeXts are evaluated, and what this package trains: cropped, from 384 on squashed."""
-        if image_size >= SQUASH_FROM:
-            return cls(image_size, 1.0, "squash")
-        return cls(image_size, EVAL_CROP)
+        """As the published ConvNeXts are evaluated, and what this package trains: cropped, from 384 on whole."""
+        return cls.whole(image_size) if image_size >= SQUASH_FROM else cls(image_size, EVAL_CROP)
+
+    @classmethod
+    def whole(cls, image_size: int) -> "Preprocessing":
+        """Squashed to the square, nothing cut off: as small images held in memory are, whatever the size."""
+        return cls(image_size, 1.0, "squash")
 
     @classmethod
     def resized(cls, image_size: int, resize_size: int, **fields: Any) -> "Preprocessing":
@@ -87,7 +89,7 @@ class Preprocessing:
     @property
     def resize_size(self) -> int:
         """Pixels of the resized side."""
-        return math.floor(self.image_size / self.crop_pct)
+        return max(1, math.floor(self.image_size / self.crop_pct))
 
     @property
     def channels(self) -> int:
@@ -137,8 +139,9 @@ class Preprocessing:
         left, top = (centred(side, self.image_size) for side in picture.size)
         if min(picture.size) >= self.image_size:
             return picture.crop((left, top, left + self.image_size, top + self.image_size))
-        square = (self.image_size, self.image_size)
-        canvas = Image.merge(picture.mode, [Image.new("L", square, round(255 * value)) for value in self.mean])
+        square, borders = (self.image_size, self.image_size), self.mean if self.crop_mode == "border" else (0, 0, 0)
+        levels = [round(255 * value) for value in borders[: self.channels]]
+        canvas = Image.merge(picture.mode, [Image.new("L", square, level) for level in levels])
         canvas.paste(picture, (-left, -top))
         return canvas
 
@@ -157,7 +160,7 @@ class Preprocessing:
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels (H, W, C) or grey (H, W), uint8, as a normalised image (C, H, W)."""
         image = pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1).contiguous().float().div_(255)
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, device=image.device).view(-1, 1, 1) for values in (self.mean, self.std))
         return image.sub_(mean).div_(std)
 
 

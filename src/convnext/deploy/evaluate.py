@@ -1,7 +1,5 @@
 """`evaluate`: a run folder or a published network in, its metrics on held-out images out."""
 
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn
 
-from convnext.console import PLAIN_SECONDS, console_on, say
 from convnext.data.batches import Batch, Batches
 from convnext.data.held_out import HeldOut
+from convnext.data.images import MemoryImages
+from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.held_out import images_for
-from convnext.deploy.published import open_published
-from convnext.deploy.trained import Trained, open_run
+from convnext.deploy.opening import is_published, open_trained
+from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError
 from convnext.evaluation import Metrics
 from convnext.evaluation import evaluate as evaluate_batches
-from convnext.models import is_reference
-from convnext.quantities import per_second
 from convnext.training.distributed import joined
 from convnext.training.machine import autocast_for, choose_device, choose_workers
+from convnext.training.progress import images_shown
 
 
 @dataclass(frozen=True)
@@ -92,23 +89,25 @@ def evaluate(
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
-    published = is_reference(name) and not (Path(name) / "recipe.json").exists()
-    if published and data is None:
+    if is_published(name) and data is None:
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
     with joined(device) as processes:
         torch_device = choose_device(device, processes.local_rank)
         autocast = autocast_for(precision, torch_device)
-        trained = open_published(name) if published else open_run(Path(name))
+        trained = open_trained(name)
         images = images_for(trained, None if data is None else str(data))
+        size = trained.preprocessing.image_size
+        whole = trained.preprocessing == Preprocessing.whole(size)  # what images in memory are prepared to, much faster
+        by_batches = whole and isinstance(images.images, MemoryImages)
         batches = ShownBatches(
             images.images,
             batch_size=batch_size,
-            image_size=trained.image_size,
+            image_size=size,
             rank=processes.rank,
             processes=processes.count,
             workers=choose_workers(workers, processes.local_count),
             pin_memory=torch_device.type == "cuda",
-            transform=trained.transform,
+            transform=None if by_batches else trained.preprocessing,
         )
         batches.title = f"{name} on {images.name}" if processes.first else ""
         batches.processes = processes.count
@@ -139,18 +138,9 @@ class ShownBatches(Batches):
 
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch."""
-        console, total, done = console_on(sys.stderr), len(self.images), 0
-        start = last_line = time.perf_counter()
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
-        on_terminal = console.is_terminal and bool(self.title)
-        with Progress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
-            task = bar.add_task(self.title, total=total, state="")
+        done = 0
+        with images_shown(self.title, len(self.images)) as show:
             for batch in super().epoch(epoch, skip):
                 yield batch
                 done += self.processes * (len(batch.images) + len(batch.unreadable))
-                now = time.perf_counter()
-                state = f"{min(done, total):,} of {total:,} images  {per_second(done / (now - start))} images/s"
-                bar.update(task, completed=done, state=state)
-                if self.title and not on_terminal and now - last_line > PLAIN_SECONDS:
-                    say(f"{self.title}: {state}", console)
-                    last_line = now
+                show(done)

@@ -4,11 +4,11 @@ import contextlib
 import pickle
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from convnext.data.transforms import Transform
+from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError, unknown_name
 from convnext.models.references import list_references
@@ -52,16 +52,22 @@ def open_torchvision(name: str, network: str) -> Trained:
             f"the weights of {name} could not be downloaded ({error}): fetch {weights.url} elsewhere and put "
             f"{path.name} into {folder}, or set TORCH_HOME to the folder whose hub/checkpoints has it"
         ) from error
-    transform: Transform = weights.transforms()
-    size = transform.crop_size[0]  # pyright: ignore[reportFunctionMemberAccess]
+    preset = weights.transforms()
+    preprocessing = Preprocessing.resized(
+        *preset.crop_size,
+        *preset.resize_size,
+        interpolation=preset.interpolation.value,
+        mean=preset.mean,
+        std=preset.std,
+    )
     classes = tuple(weights.meta["categories"])  # every network of torchvision is published for ImageNet-1K
-    return Trained(name, model.eval(), classes, size, str(weights), transform=transform, aliases=wordnet_names())
+    return Trained(name, model.eval(), classes, preprocessing, str(weights), aliases=wordnet_names())
 
 
 def open_timm(name: str, network: str) -> Trained:
     """A network of timm with the weights of its tag, or of its default tag."""
     import timm
-    from timm.data import create_transform, resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
+    from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
 
     architecture, _, tag = network.partition(".")
     tags = timm.list_pretrained(f"{architecture}.*")
@@ -75,13 +81,16 @@ def open_timm(name: str, network: str) -> Trained:
     except Exception as error:  # timm and the hub's client raise many kinds, for a missing network and for a bad file
         raise RunError(unavailable(name, published, error)) from error
     options = resolve_data_config(model=model)
+    channels, height, width = options.pop("input_size")
+    preprocessing = Preprocessing(width, **options)
+    if height != width or channels != preprocessing.channels:
+        raise UsageError(f"{name} takes images of {channels} x {height} x {width}: squares of its channels are needed")
     return Trained(
         name,
         model.eval(),
         classes,
-        image_size=options["input_size"][-1],
+        preprocessing,
         weights=f"timm's {published.architecture}.{published.tag}",
-        transform=cast(Transform, create_transform(**options)),
         aliases=aliases,
     )
 

@@ -10,11 +10,11 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from convnext.data.transforms import Transform
+from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError
 from convnext.files import read_json
 from convnext.training.checkpoint import RunFolder
-from convnext.training.network import build
+from convnext.training.network import build, preprocessing_of
 from convnext.training.recipe import Recipe
 
 NEEDED = ("data", "model", "image_size", "layer_scale", "stem_stride", "val_fraction")  # what evaluation goes by
@@ -26,24 +26,22 @@ class Trained:
 
     Attributes:
         name: the run's folder, or ``torchvision/NAME``, ``timm/NAME``.
-        model: the network in evaluation mode, on the CPU: images (N, 3, image_size, image_size) to logits.
+        model: the network in evaluation mode, on the CPU: prepared images to logits.
         classes: the names of its classes, in the order of its logits.
-        image_size: pixels a side.
+        preprocessing: how pictures are prepared for it.
         weights: which weights these are, in words.
         folder: the run's folder; None where the weights are a library's.
         recipe: the run's recipe; None where the weights are a library's.
-        transform: from a picture to a tensor (3, image_size, image_size), where it is not this package's own.
         aliases: other names of the classes, with their places.
     """
 
     name: str
     model: nn.Module
     classes: tuple[str, ...]
-    image_size: int
+    preprocessing: Preprocessing
     weights: str
     folder: Path | None = None
     recipe: Recipe | None = None
-    transform: Transform | None = None
     aliases: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -77,7 +75,7 @@ def open_run(folder: Path) -> Trained:
         name=str(folder),
         model=model.eval(),
         classes=classes,
-        image_size=recipe.eval_image_size or recipe.image_size,
+        preprocessing=read_preprocessing(folder, recipe),
         weights="best epoch of the run",
         folder=folder,
         recipe=recipe,
@@ -111,6 +109,19 @@ def read_recipe(folder: Path) -> Recipe:
         return Recipe.from_dict(written)
     except (TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
+
+
+def read_preprocessing(folder: Path, recipe: Recipe) -> Preprocessing:
+    """How images are prepared for a run's network; by its recipe, where the run is of before this was recorded."""
+    path = RunFolder(folder).preprocessing
+    if not path.exists():
+        return preprocessing_of(recipe)
+    try:
+        return Preprocessing.from_dict(read_json(path))
+    except UsageError as error:
+        raise RunError(
+            f"{path} is damaged or of a newer version ({error}): move it away to take what recipe.json implies"
+        ) from error
 
 
 def version_of(folder: Path) -> str:

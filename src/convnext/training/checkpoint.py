@@ -1,5 +1,5 @@
-"""The run folder (recipe, classes, metrics, environment and weights, each written whole or not at all), and the
-checkpoints of a training that is under way.
+"""The run folder (recipe, classes, preprocessing, metrics, environment and weights, each written whole or not at all),
+and the checkpoints of a training that is under way.
 """
 
 import io
@@ -21,6 +21,7 @@ from convnext.files import append_line, is_vacant, read_json, write_atomically, 
 from convnext.training.distributed import Processes
 from convnext.training.learner import Learner
 from convnext.training.meter import Meter
+from convnext.training.network import preprocessing_of
 from convnext.training.recipe import Recipe
 from convnext.weights.reading import BEST
 
@@ -35,6 +36,11 @@ class RunFolder:
     def best(self) -> Path:
         """The weights of the best epoch; there from the first finished one on."""
         return self.dir / BEST
+
+    @property
+    def preprocessing(self) -> Path:
+        """How images are prepared for the network."""
+        return self.dir / "preprocessing.json"
 
     def check(self, recipe: Recipe, data: ImageData) -> None:
         """Refuse a folder in which this recipe cannot begin or go on.
@@ -70,10 +76,11 @@ class RunFolder:
         return (self.dir / "last.pt").exists()
 
     def begin(self, recipe: Recipe, data: ImageData) -> None:
-        """Record recipe, classes, images, and the environment."""
+        """Record recipe, classes, images and how they are prepared, and the environment."""
         write_json(self.dir / "recipe.json", recipe.to_dict())  # first: it is what makes a folder a run's
         write_json(self.dir / "data.json", {"images": data.fingerprint} | ({"split": data.split} if data.split else {}))
         write_json(self.dir / "classes.json", list(data.classes))
+        write_json(self.preprocessing, preprocessing_of(recipe).to_dict())
         write_json(self.dir / "environment.json", environment())
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -255,7 +255,7 @@ def make_batches(
         **common,
     )
     part = max(1, recipe.batch_size // processes.count // recipe.accumulate)
-    return train, Batches(data.val, batch_size=part, image_size=recipe.eval_image_size or recipe.image_size, **common)
+    return train, Batches(data.val, batch_size=part, image_size=recipe.evaluation_size, **common)
 
 
 def seconds_left(session_start: float, done: int, left: int) -> float:

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from convnext.data.preprocessing import Preprocessing
+from convnext.data.sources import NAMES
 from convnext.errors import UsageError
 from convnext.models import create_model, is_reference
 from convnext.training.recipe import Recipe
@@ -19,7 +21,7 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
     Raises:
         UsageError: the network is unknown, or the recipe's images are too small for it.
     """
-    image_size = min(recipe.image_size, recipe.eval_image_size or recipe.image_size)
+    image_size = min(recipe.image_size, recipe.evaluation_size)
     if is_reference(recipe.model):
         return create_model(recipe.model, num_classes=num_classes, image_size=image_size)
     options = {"stem_stride": recipe.stem_stride, "layer_scale": recipe.layer_scale}
@@ -35,6 +37,12 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
             f"--image-size {smallest} or more"
         )
     return model
+
+
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """How images are prepared for the recipe's network in evaluation: those that come in memory are not cropped."""
+    prepare = Preprocessing.whole if recipe.data in NAMES else Preprocessing.published
+    return prepare(recipe.evaluation_size)
 
 
 def smallest_batch(model: nn.Module) -> int:

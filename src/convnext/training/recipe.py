@@ -152,6 +152,11 @@ class Recipe:
         return cls(**values)
 
     @property
+    def evaluation_size(self) -> int:
+        """Pixels a side in evaluation."""
+        return self.eval_image_size or self.image_size
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides the result: all but the machine's fields."""
         values = {name: value for name, value in self.to_dict().items() if name not in MACHINE_FIELDS}
