@@ -204,9 +204,7 @@ def test_meta_device(source: nn.Module, tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no weights at .*none.pth: give a weights file"):
         load_weights(small(), tmp_path / "none.pth")
-    with pytest.raises(
-        UsageError, match=r"no folder with weights, none of best.safetensors, model.safetensors, .* is in it"
-    ):
+    with pytest.raises(UsageError, match=r"no folder with weights, none of best.safetensors, model.safeten.* in it"):
         load_weights(small(), tmp_path)
     (tmp_path / "recipe.json").write_text("{}")
     with pytest.raises(UsageError, match=r"has no best.safetensors yet: let it finish an epoch"):

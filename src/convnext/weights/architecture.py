@@ -86,10 +86,10 @@ class Architecture:
                 module.eps = self.norm_eps
         return model
 
-    def shapes(self) -> dict[str, torch.Size]:
-        """The shapes of all its tensors."""
+    def meta_weights(self) -> dict[str, Tensor]:
+        """All its tensors by name, of their shapes and without values."""
         with torch.device("meta"):
-            return {name: tensor.shape for name, tensor in self.build().state_dict().items()}
+            return self.build().state_dict()
 
 
 def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
@@ -98,18 +98,14 @@ def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
     Raises:
         UsageError: they are of no ConvNeXt; the message says what is missing or odd.
     """
-    blocks = [(int(match[1] or 0), int(match[2])) for name in weights if (match := BLOCK.fullmatch(name))]
+    blocks = {(int(match[1] or 0), int(match[2])) for name in weights if (match := BLOCK.fullmatch(name))}
     isotropic = "stem.weight" in weights
     first = "blocks.0" if isotropic else "stages.0.0"
     stem = need(weights, "stem.weight" if isotropic else "downsample_layers.0.0.weight", dimensions=4)
     depthwise = need(weights, f"{first}.dwconv.weight", dimensions=4)
     stages = 1 if isotropic else 4
     depths = tuple(sum(stage == i for stage, _ in blocks) for i in range(stages))
-    if (
-        0 in depths
-        or len(blocks) != sum(depths)
-        or set(blocks) != {(i, j) for i in range(stages) for j in range(depths[i])}
-    ):
+    if blocks != {(i, j) for i in range(stages) for j in range(max(1, depths[i]))}:
         found = ", ".join(map(str, depths))
         raise UsageError(f"not all blocks of a ConvNeXt are there: it needs {stages} stages, found {found} blocks")
     kernel = stem.shape[-1]
@@ -126,18 +122,6 @@ def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
         in_channels=stem.shape[1],
         num_classes=0 if head is None else head.shape[0],
     )
-
-
-def architecture_from(model: nn.Module) -> Architecture:
-    """The architecture of a network of this package.
-
-    Raises:
-        UsageError: it is no ConvNeXt.
-    """
-    if not isinstance(model, ConvNeXt | IsotropicConvNeXt):
-        kind = type(model).__name__
-        raise UsageError(f"a network of the ConvNeXt family is needed, {kind} arrived: its own names are its only ones")
-    return architecture_of(model.state_dict())
 
 
 def need(weights: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:

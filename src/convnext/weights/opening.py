@@ -1,0 +1,96 @@
+"""A weights file opened by itself: which network it is of, for which classes, and how images are prepared for it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from convnext.errors import UsageError
+from convnext.weights.architecture import Architecture, architecture_of
+from convnext.weights.description import Description, describe
+from convnext.weights.layouts import to_official
+from convnext.weights.load import check_fit, unused_notes
+from convnext.weights.reading import read_weights, weights_file
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file's weights under their official names, and what they are for.
+
+    Attributes:
+        path: the file.
+        layout: what it is written in.
+        weights: the tensors, of the file's own precision.
+        architecture: the network.
+        description: classes, preprocessing and norm, as far as the file or those beside it say.
+        notes: what should be said aloud.
+    """
+
+    path: Path
+    layout: str
+    weights: dict[str, Tensor]
+    architecture: Architecture
+    description: Description
+    notes: tuple[str, ...]
+
+    def build(self) -> nn.Module:
+        """The network with these weights, in evaluation mode."""
+        model = self.architecture.build()
+        model.load_state_dict(self.weights, strict=False)
+        norm = model.get_submodule("norm")
+        assert isinstance(norm, nn.LayerNorm)
+        norm.eps = self.description.norm_eps or norm.eps
+        return model.eval()
+
+
+def open_weights(path: str | Path) -> Opened:
+    """Open a weights file of any layout that this package knows.
+
+    Args:
+        path: a weights file, or a folder as the hub's libraries save it.
+
+    Raises:
+        UsageError: there is no such file, or it is of no ConvNeXt.
+        RunError: the file is damaged, holds code, or values that are not finite.
+    """
+    path = weights_file(Path(path))
+    read, notes = read_weights(path)
+    official = to_official(read)
+    if official is None:
+        names = ", ".join(list(read)[:3])
+        raise UsageError(
+            f"{path} is of no ConvNeXt in a layout that is known (official, timm, OpenCLIP, torchvision, "
+            f"transformers): it has {len(read)} tensors, {names}, ... Other networks are opened by their run's folder"
+        )
+    try:
+        architecture = architecture_of(official.weights)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    weights, fresh = with_final_norm(official.weights, architecture, path)
+    check_fit(weights, architecture.meta_weights(), path)
+    description = describe(path)
+    if description.norm_eps is None:
+        description = replace(description, norm_eps=official.norm_eps)
+    if description.classes and architecture.num_classes != len(description.classes):
+        raise UsageError(
+            f"{path} has a classifier of {architecture.num_classes} classes, and {len(description.classes)} names of "
+            "classes beside it: they are of different networks"
+        )
+    notes = (*notes, *unused_notes(official, path), *fresh, *description.notes)
+    return Opened(path, official.layout, weights, architecture, description, notes)
+
+
+def with_final_norm(
+    weights: dict[str, Tensor], architecture: Architecture, path: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights with the norm behind the pooling, which masked pre-training and backbones lack; and what to say."""
+    own = architecture.meta_weights()
+    absent = [name for name in own if name.startswith("norm.") and name not in weights]
+    if not absent:
+        return weights, ()
+    like = next(iter(weights.values()))
+    fresh = {
+        name: like.new_ones(own[name].shape) if name.endswith("weight") else like.new_zeros(own[name].shape)
+        for name in absent
+    }
+    return weights | fresh, (f"{path.name} has no norm behind the pooling: it is a fresh one",)
