@@ -9,6 +9,7 @@ import tyro
 
 from convnext.cli.evaluate import evaluate
 from convnext.cli.models import models
+from convnext.cli.predict import predict
 from convnext.cli.recipes import recipes
 from convnext.cli.roadmap import roadmap
 from convnext.cli.speech import note, speaks
@@ -29,6 +30,7 @@ def run(words: Sequence[str]) -> None:
             "train": TrainArguments,
             "recipes": recipes,
             "evaluate": evaluate,
+            "predict": predict,
             "models": models,
         }
         tyro.extras.subcommand_cli_from_dict(commands, prog="convnext", description=DESCRIPTION, args=words)

@@ -69,6 +69,7 @@ def train(arguments: TrainArguments, why: str) -> None:
     note(f"Weights:  {run.weights}")
     note(f"Curves:   {run.dir / 'curves.png'}")
     note(f"Evaluate: {shlex.join(['convnext', 'evaluate', str(run.dir)])}")
+    note(f"Predict:  {shlex.join(['convnext', 'predict', str(run.dir)])} IMAGE...")
 
 
 def parse_train(words: Sequence[str]) -> tuple[TrainArguments, str]:

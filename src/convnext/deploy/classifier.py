@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -102,14 +102,14 @@ class Classifier:
         """
         return list(self.stream(inputs, top, batch_size))
 
-    def stream(self, inputs: Any, top: int = 5, batch_size: int = BATCH_SIZE) -> Iterator[Prediction]:
+    def stream(self, inputs: Any, top: int = 5, batch_size: int = BATCH_SIZE) -> Generator[Prediction, None, None]:
         """The same as :meth:`predict`, one by one: of an endless iterable, two batches are held at a time."""
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}, needs 1 or more")
         return self.answers(given(inputs, self.preprocessing), top, batch_size)
 
-    def answers(self, images: Iterator[Given], top: int, batch_size: int) -> Iterator[Prediction]:
+    def answers(self, images: Iterator[Given], top: int, batch_size: int) -> Generator[Prediction, None, None]:
         """The predictions for images, which threads prepare a batch ahead."""
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convnext-predict")
         try:

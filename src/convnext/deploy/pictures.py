@@ -19,9 +19,7 @@ from convnext.data.images import UnreadableImageError, reading, upright
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError
 
-URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")  # two letters or more: C:/ is a drive
 TAKEN = "a path, a PIL image, a uint8 array (H, W, 3), a tensor (3, H, W) or (N, 3, H, W), or an iterable of these"
-GLOB = re.compile(r"[*?[]")
 OPENING = threading.Lock()
 LOADING = threading.Lock()  # of pictures whose file is not read yet: the same one may have been given twice
 
@@ -61,20 +59,29 @@ def read_file(path: str) -> Image.Image:
         UnreadableImageError: it is missing, no image, damaged, or of more than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     file = Path(path)
-    if URL.match(path) and not file.exists():
+    if is_address(path):
         raise UnreadableImageError(path, "an address, and nothing is downloaded here: download it, then name the file")
     if file.is_dir():
         found = "name its images" if image_files(file) else "and there is no image in it"
         raise UnreadableImageError(path, f"a folder, {found}")
     if not file.is_file():
-        missing = "no file of this pattern" if GLOB.search(path) else "no such file"
+        missing = "no such file, and no file of such a pattern" if is_pattern(path) else "no such file"
         raise UnreadableImageError(path, "no regular file" if file.exists() else missing)
-    with reading(file):
+    with reading(file), file.open("rb") as stream:  # which Pillow leaves open where it refuses a file
         with OPENING, pillow_warnings():
-            image = Image.open(file)
+            image = Image.open(stream)
             image.getexif()  # read here for its warnings
-        with image:
-            return upright(image)
+        return upright(image)
+
+
+def is_address(path: str) -> bool:
+    """Whether a path is an address on a network rather than a file."""
+    return re.match("[a-zA-Z][a-zA-Z0-9+.-]+:/", path) is not None and not Path(path).exists()  # C:/ is a drive
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path may be a shell's pattern."""
+    return re.search(r"[*?[]", path) is not None
 
 
 @contextmanager
