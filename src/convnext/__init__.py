@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convnext.training.run import Run, train
     from convnext.weights.create import create_model
     from convnext.weights.load import Loaded, load_weights
+    from convnext.weights.saving import Saved, save_weights
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "Run",
     "RunError",
+    "Saved",
     "UsageError",
     "WeightsWarning",
     "cost",
@@ -42,6 +44,7 @@ __all__ = [
     "load_weights",
     "recipe_for",
     "roadmap",
+    "save_weights",
     "train",
 ]
 
@@ -56,6 +59,7 @@ _HOMES = {
     "convnext.training.run": ("Run", "train"),
     "convnext.weights.create": ("create_model",),
     "convnext.weights.load": ("Loaded", "load_weights"),
+    "convnext.weights.saving": ("Saved", "save_weights"),
 }
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torchvision import models
 
 import convnext
-from convnext.deploy.published import imagenet_categories, open_published, wordnet_names
+from convnext.deploy.imagenet import class_names, folder_names
+from convnext.deploy.published import open_published
 from convnext.errors import RunError, UsageError
 from tests.conftest import MakeFolder
 
@@ -73,7 +74,8 @@ def test_folders_may_have_the_names_of_categories(make_folder: MakeFolder) -> No
 
 
 def test_wordnet_names_are_in_the_order_of_the_categories() -> None:
-    names, categories = wordnet_names(), imagenet_categories()
+    names, categories = folder_names(1000), class_names(1000)
+    assert categories is not None
     assert len(names) == len(set(categories)) == 1000
     assert list(names) == sorted(names)
     assert categories[names["n02123045"]] == "tabby"
@@ -150,9 +152,8 @@ def test_without_a_network_the_message_says_where_timms_weights_belong(hub: Path
 
 
 def test_timms_networks_with_more_classes_know_wordnets_names() -> None:
-    from convnext.deploy.published import timm_classes
-
-    classes, aliases = timm_classes("timm/a", timm.get_pretrained_cfg("convnext_tiny.fb_in22k"))
-    assert (len(classes), classes[0], aliases) == (21841, "n00004475", {})
+    classes, aliases = class_names(21841), folder_names(21841)
+    assert classes is not None
+    assert (len(classes), classes[0], aliases["n00004475"]) == (21841, "organism, being", 0)
     with pytest.raises(UsageError, match=r"timm/convnext_base.clip_laion2b cannot be evaluated: the names of its 640"):
         open_published("timm/convnext_base.clip_laion2b")

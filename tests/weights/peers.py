@@ -99,7 +99,7 @@ def build_timm(variant: str) -> nn.Module:
 def save_timm(model: nn.Module, folder: Path) -> Path:
     from timm.models import save_for_hf
 
-    save_for_hf(model, folder)
+    save_for_hf(model, str(folder))
     return folder
 
 

@@ -75,8 +75,8 @@ def evaluate(
     """Evaluate a trained network: every image once, prepared as the network expects it; progress on stderr.
 
     Args:
-        run: a run's folder, whose best epoch is evaluated; or ``torchvision/NAME``, ``timm/NAME`` for a network with
-            the weights that its library publishes, its images prepared as its library does.
+        run: a run's folder, whose best epoch is evaluated; or what else :func:`convnext.load` opens: a weights file,
+            or published weights by name.
         data: what `convnext.train` takes, or the path of a folder with a folder a class, which is taken whole. By
             default, and where it is the run's own data, the images that the run held out.
         batch_size: images at a time.
@@ -89,7 +89,7 @@ def evaluate(
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
-    if is_published(name) and data is None:
+    if data is None and not (Path(name) / "recipe.json").exists() and (is_published(name) or Path(name).exists()):
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
     with joined(device) as processes:
         torch_device = choose_device(device, processes.local_rank)

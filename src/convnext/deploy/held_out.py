@@ -28,7 +28,7 @@ def images_for(trained: Trained, data: str | None) -> HeldOut:
     if found is None:
         assert data is not None, "a network without a run has no data of its own"
         found = load_held_out(data)
-    return match_classes(found, trained.classes, trained.name, trained.aliases)
+    return match_classes(found, trained.classes, trained.name, trained.aliases())
 
 
 def own_images(trained: Trained, name: str | None) -> HeldOut | None:

@@ -1,27 +1,37 @@
-"""What a user names to evaluate or to predict with: the one place that tells a run from a network of a library."""
+"""What a user names to evaluate or to predict with: the place that tells a run, a file and published weights apart."""
 
 from pathlib import Path
 
+from convnext.deploy.file import open_file, open_tag
 from convnext.deploy.published import open_published
 from convnext.deploy.trained import Trained, open_run
-from convnext.errors import UsageError
 from convnext.models import is_reference
+from convnext.models.convnext import VARIANTS
+from convnext.weights.reading import IN_FOLDERS
 
 
 def is_published(name: str | Path) -> bool:
-    """Whether a name means a library's network with its published weights; a run's folder of that name goes first."""
-    return is_reference(str(name)) and not (Path(name) / "recipe.json").exists()
+    """Whether a name means published weights, of this package's networks or of a library's; a path that is there goes
+    first."""
+    known = is_reference(str(name)) or str(name).partition(".")[0] in VARIANTS
+    return known and not Path(name).exists()
 
 
 def open_trained(name: str | Path) -> Trained:
-    """Open a run's folder, or ``torchvision/NAME``, ``timm/NAME`` with the weights that their library publishes.
+    """Open a trained network by what it is called.
+
+    Args:
+        name: a run's folder; a weights file, or a folder as the hub's libraries save it; ``VARIANT`` or ``VARIANT.TAG``
+            for the authors' published weights, such as ``convnext_tiny.in22k_in1k``; or ``torchvision/NAME``,
+            ``timm/NAME`` for a network with the weights that its library publishes.
 
     Raises:
-        UsageError: there is no such run or network.
+        UsageError: there is no such run, file or network.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
+    path = Path(name)
     if is_published(name):
-        return open_published(str(name))
-    if Path(name).is_file():
-        raise UsageError(f"{name} is a file: name a run's folder, or torchvision/NAME, timm/NAME")
-    return open_run(Path(name))
+        return open_published(str(name)) if is_reference(str(name)) else open_tag(str(name))
+    if path.is_file() or (not (path / "recipe.json").exists() and any((path / file).is_file() for file in IN_FOLDERS)):
+        return open_file(path)
+    return open_run(path)

@@ -3,12 +3,14 @@
 import contextlib
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from convnext.data.preprocessing import Preprocessing
+from convnext.deploy.imagenet import class_names, folder_names
 from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError, unknown_name
 from convnext.models.references import list_references
@@ -61,7 +63,7 @@ def open_torchvision(name: str, network: str) -> Trained:
         std=preset.std,
     )
     classes = tuple(weights.meta["categories"])  # every network of torchvision is published for ImageNet-1K
-    return Trained(name, model.eval(), classes, preprocessing, str(weights), aliases=wordnet_names())
+    return Trained(name, model.eval(), classes, preprocessing, str(weights), aliases=partial(folder_names, 1000))
 
 
 def open_timm(name: str, network: str) -> Trained:
@@ -75,7 +77,9 @@ def open_timm(name: str, network: str) -> Trained:
         instead = f"it has {', '.join(f'timm/{known}' for known in tags)}" if tags else "timm publishes none for it"
         raise UsageError(f"no weights for {name}: {instead}")
     published: Any = timm.get_pretrained_cfg(network)
-    classes, aliases = timm_classes(name, published)
+    classes = class_names(published.num_classes)
+    if classes is None:
+        raise UsageError(f"{name} cannot be evaluated: the names of its {published.num_classes} classes are not known")
     try:
         model = timm.create_model(network, pretrained=True)
     except Exception as error:  # timm and the hub's client raise many kinds, for a missing network and for a bad file
@@ -91,7 +95,7 @@ def open_timm(name: str, network: str) -> Trained:
         classes,
         preprocessing,
         weights=f"timm's {published.architecture}.{published.tag}",
-        aliases=aliases,
+        aliases=partial(folder_names, len(classes)),
     )
 
 
@@ -110,29 +114,3 @@ def unavailable(name: str, published: Any, error: Exception) -> str:
         f"{failed}: where {address} can be reached, run `hf download {repository}`, and copy the folder "
         f"models--{repository.replace('/', '--')} of its cache into {constants.HF_HUB_CACHE}"
     )
-
-
-def timm_classes(name: str, published: Any) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes of a timm network, and their other names."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset  # pyright: ignore[reportPrivateImportUsage]
-
-    if published.num_classes == 1000:
-        return imagenet_categories(), wordnet_names()
-    subset = infer_imagenet_subset({"num_classes": published.num_classes})
-    if subset is None:
-        raise UsageError(f"{name} cannot be evaluated: the names of its {published.num_classes} classes are not known")
-    return tuple(ImageNetInfo(subset).label_names()), {}
-
-
-def imagenet_categories() -> tuple[str, ...]:
-    """The names of ImageNet-1K's classes, as torchvision has them."""
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
-
-
-def wordnet_names() -> dict[str, int]:
-    """ImageNet-1K's classes by the names of its folders, such as n01440764."""
-    from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
-
-    return {name: label for label, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -25,14 +25,15 @@ class Trained:
     """A trained network, and what it takes to use it.
 
     Attributes:
-        name: the run's folder, or ``torchvision/NAME``, ``timm/NAME``.
+        name: the run's folder, the weights file, or the published weights' name.
         model: the network in evaluation mode, on the CPU: prepared images to logits.
         classes: the names of its classes, in the order of its logits.
         preprocessing: how pictures are prepared for it.
         weights: which weights these are, in words.
         folder: the run's folder; None where the weights are a library's.
         recipe: the run's recipe; None where the weights are a library's.
-        aliases: other names of the classes, with their places.
+        aliases: gives other names of the classes, with their places among the logits.
+        notes: what should be said to who uses it.
     """
 
     name: str
@@ -42,7 +43,8 @@ class Trained:
     weights: str
     folder: Path | None = None
     recipe: Recipe | None = None
-    aliases: Mapping[str, int] = field(default_factory=dict)
+    aliases: Callable[[], Mapping[str, int]] = dict
+    notes: tuple[str, ...] = ()
 
 
 def open_run(folder: Path) -> Trained:

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import safetensors
 
-from convnext.data.preprocessing import Preprocessing
+from convnext.data.preprocessing import EVAL_CROP, MEAN, STD, Preprocessing
 from convnext.errors import RunError, UsageError
 from convnext.files import read_json
 from convnext.weights import config_timm, config_transformers
+from convnext.weights.architecture import Architecture
 from convnext.weights.reading import BEST, IN_FOLDERS, is_safetensors
 
 T = TypeVar("T")
@@ -59,6 +60,13 @@ def describe(path: Path) -> Description:
     if path.name in IN_FOLDERS and config.is_file():
         return beside_a_config(config)
     return Description()
+
+
+def default_preprocessing(architecture: Architecture) -> Preprocessing:
+    """The published way to prepare images of 224 px, for as many channels as the network takes."""
+    if architecture.in_channels == 1:
+        return Preprocessing(224, EVAL_CROP, mean=(sum(MEAN) / 3,), std=(sum(STD) / 3,))
+    return Preprocessing.published(224)
 
 
 def own_metadata(path: Path) -> str | None:

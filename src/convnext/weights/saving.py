@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from convnext.data.preprocessing import MEAN, STD, Preprocessing
+from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError, unknown_name
 from convnext.files import is_vacant, write_atomically, write_json
 from convnext.weights import config_timm, config_transformers
 from convnext.weights.architecture import Architecture, architecture_of
-from convnext.weights.description import Description
+from convnext.weights.description import Description, default_preprocessing
 from convnext.weights.layouts import TIMM, TIMM_CONV_MLP, TORCHVISION, TRANSFORMERS, to_official
 from convnext.weights.load import check_fit
 from convnext.weights.opening import Opened
@@ -186,13 +186,6 @@ def encoded(
     buffer = io.BytesIO()
     torch.save({"model": tensors} if layout == "official" else tensors, buffer)
     return buffer.getbuffer()
-
-
-def default_preprocessing(architecture: Architecture) -> Preprocessing:
-    """The published way to prepare images of 224 px, for as many channels as the network takes."""
-    if architecture.in_channels == 1:
-        return Preprocessing(224, 0.875, mean=(sum(MEAN) / 3,), std=(sum(STD) / 3,))
-    return Preprocessing.published(224)
 
 
 def opens_with(architecture: Architecture, path: Path, layout: LayoutName) -> str:

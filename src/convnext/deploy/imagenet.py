@@ -1,0 +1,38 @@
+"""The names of ImageNet's classes, for networks that come without any: known by how many there are."""
+
+from functools import cache
+
+
+@cache
+def class_names(count: int) -> tuple[str, ...] | None:
+    """ImageNet's class names, for the set that has this many; None where none has.
+
+    ImageNet-1K's are those that torchvision has, of ImageNet-22K and its other parts the first words of timm's.
+    """
+    if count == 1000:
+        from torchvision.models import ResNet18_Weights
+
+        return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+    subset = subset_of(count)
+    if subset is None:
+        return None
+    from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
+
+    return tuple(ImageNetInfo(subset).label_descriptions())
+
+
+def folder_names(count: int) -> dict[str, int]:
+    """The same classes by the names of their folders, such as n01440764: where each stands among the logits."""
+    subset = subset_of(count)
+    if subset is None:
+        return {}
+    from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
+
+    return {name: label for label, name in enumerate(ImageNetInfo(subset).label_names())}
+
+
+def subset_of(count: int) -> str | None:
+    """timm's name of the set with this many classes."""
+    from timm.data import infer_imagenet_subset  # pyright: ignore[reportPrivateImportUsage]
+
+    return infer_imagenet_subset({"num_classes": count})
