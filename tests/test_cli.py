@@ -100,6 +100,7 @@ def test_train_json(make_folder: MakeFolder, capsys: Capture) -> None:
     assert set(outcome) == {"run", "best_top1", "epochs", "seconds", "images_per_second"}
     assert (outcome["run"], outcome["epochs"]) == ("run", 1)
     assert "Weights:  run/best.safetensors" in said.err
+    assert "Predict:  convnext predict run IMAGE...\n" in said.err
     assert json.loads(Path("run/recipe.json").read_text())["model"] == "convnext_atto"
 
 

@@ -98,3 +98,12 @@ def test_what_is_no_run(make_run: MakeRun, tmp_path: Path) -> None:
         open_run(tmp_path)
     with pytest.raises(UsageError, match=r"no run folder .*: check the path"):
         open_run(tmp_path / "no" / "where")
+
+
+@pytest.mark.parametrize("name", convnext.list_models())
+def test_networks_have_no_tensors_beside_their_weights(name: str) -> None:
+    """Which is what lets a run be opened without drawing initial weights."""
+    with torch.device("meta"):
+        model = convnext.create_model(name)
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    assert sorted(tensors) == sorted(model.state_dict())

@@ -50,6 +50,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
         "environment.json",
         "last.pt",
         "metrics.jsonl",
+        "preprocessing.json",
         "recipe.json",
     ]
     assert sorted(path.name for path in run.dir.iterdir() if not path.name.startswith(".")) == names
