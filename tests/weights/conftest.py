@@ -150,9 +150,9 @@ def published_here(server: Server, places: dict[str, Path], monkeypatch: pytest.
     hub = f"{server.address}/hub"
     monkeypatch.setattr("convnext.weights.published.BASE", f"{server.address}/convnext")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    for home in ("constants", "file_download"):  # the latter in older versions alone
+        name = f"huggingface_hub.{home}.HUGGINGFACE_CO_URL_TEMPLATE"
+        monkeypatch.setattr(name, hub + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
     return server
 
 
