@@ -67,6 +67,15 @@ def test_the_loaders_table_is_the_committed_results() -> None:
     assert set(rows) <= measured
 
 
+def test_the_time_to_the_first_answer_is_the_measured_one() -> None:
+    with (ROOT / "benchmarks" / "results" / "cold-start-cpu.csv").open() as file:
+        measured = {row["command"]: float(row["seconds"]) for row in csv.DictReader(file)}
+    (figures,) = re.findall(
+        r"comes ([\d.]+) s after the command.* import takes\s([\d.]+) s", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert figures == (f"{measured['convnext predict']:.1f}", f"{measured['import torch']:.1f}")
+
+
 def test_the_figure_belongs_to_the_committed_results() -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "roadmap-micro-digits.json").read_text())
     assert [step["key"] for step in results["steps"]] == [step.key for step in convnext.roadmap("micro")]

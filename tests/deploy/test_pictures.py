@@ -81,6 +81,31 @@ def test_every_ordinary_kind_is_read_as_training_reads_it(tmp_path: Path, kind: 
         assert torch.equal(image.prepared(PREPROCESSING), file.prepared(PREPROCESSING))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_are_read_or_named(tmp_path: Path, kind: str) -> None:
+    """Bytes changed, left out or cut off, most of them in the header: Pillow's decoders fail in many ways."""
+    name, picture, options, _ = KINDS[kind]
+    if name.endswith(".avif") and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    path = tmp_path / name
+    picture.resize((40, 30)).save(path, **options)
+    whole, generator, reasons = path.read_bytes(), np.random.default_rng(0), []
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(generator.choice([1, 4, 16])):
+            place = int(generator.integers(min(len(data), generator.choice([60, 300, len(data)]))))
+            change = generator.choice(["set", "drop", "cut"], p=[0.8, 0.15, 0.05])
+            data[place : place + 1 if change != "cut" else None] = generator.bytes(1) if change == "set" else b""
+            data = data or bytearray(b"x")
+        path.write_bytes(data)
+        try:
+            assert read_file(str(path)).mode == "RGB"
+        except UnreadableImageError as error:
+            reasons.append(error.reason)
+    assert reasons
+    assert all(reasons)
+
+
 @pytest.mark.parametrize("side", [10_000, 20_000])
 def test_decompression_bombs_are_named_without_being_decoded(tmp_path: Path, side: int) -> None:
     """100 million pixels, of which Pillow only warns, and 400 million."""

@@ -137,6 +137,19 @@ def test_what_cannot_be_read_is_named_at_the_end(photos: dict[str, convnext.Pred
     ]
 
 
+def test_progress_goes_to_stderr(
+    photos: dict[str, convnext.Prediction], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext.training.progress.PLAIN_SECONDS", 0)
+    assert main(["predict", "run", "photos", "--json"]) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == len(photos)
+    assert [line.partition(" images  ")[0] for line in said.err.splitlines()] == [f"run: {i} of 6" for i in range(1, 7)]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("photos/cat/0.jpg\n"))
+    assert main(["predict", "run", "-", "--json"]) == 0
+    assert capsys.readouterr().err.startswith("run: 1 images  ")
+
+
 def test_csv(photos: dict[str, convnext.Prediction], capsys: Capture) -> None:
     assert main(["predict", "run", "photos", "gone.jpg", "--out", "deep/answers.csv"]) == 1
     said = capsys.readouterr()
