@@ -153,7 +153,7 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run folder"):
         convnext.load(tmp_path / "nowhere")
     (tmp_path / "weights.pth").touch()
-    with pytest.raises(UsageError, match=r"weights.pth is a file: name a run's folder"):
+    with pytest.raises(RunError, match=r"weights.pth is empty"):
         convnext.load(tmp_path / "weights.pth")
     with pytest.raises(UsageError, match="did you mean torchvision/resnet50"):
         convnext.load("torchvision/resnet51")

@@ -67,7 +67,7 @@ def test_other_classes_get_a_new_classifier_and_that_is_said(published_here: Ser
     assert torch.equal(model.get_parameter("norm.weight"), theirs.get_parameter("norm.weight"))
     with pytest.warns(WeightsWarning, match="the network none"):
         create_model("convnextv2_atto", pretrained="in1k", num_classes=0)
-    with pytest.raises(UsageError, match="does not fit this network"):
+    with pytest.raises(UsageError, match=r"kernel size 7, the network has 5: create it with kernel_size=7"):
         create_model("convnextv2_atto", pretrained="in1k", kernel_size=5)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from convnext.cli.convert import convert
 from convnext.cli.evaluate import evaluate
 from convnext.cli.models import models
 from convnext.cli.predict import predict
@@ -31,6 +32,7 @@ def run(words: Sequence[str]) -> None:
             "recipes": recipes,
             "evaluate": evaluate,
             "predict": predict,
+            "convert": convert,
             "models": models,
         }
         tyro.extras.subcommand_cli_from_dict(commands, prog="convnext", description=DESCRIPTION, args=words)

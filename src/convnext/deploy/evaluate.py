@@ -13,7 +13,7 @@ from convnext.data.held_out import HeldOut
 from convnext.data.images import MemoryImages
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.held_out import images_for
-from convnext.deploy.opening import is_published, open_trained
+from convnext.deploy.opening import is_published, is_weights, open_trained
 from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError
 from convnext.evaluation import Metrics
@@ -89,7 +89,7 @@ def evaluate(
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
-    if data is None and not (Path(name) / "recipe.json").exists() and (is_published(name) or Path(name).exists()):
+    if data is None and (is_published(name) or is_weights(name)):
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
     with joined(device) as processes:
         torch_device = choose_device(device, processes.local_rank)

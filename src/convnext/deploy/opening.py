@@ -17,6 +17,14 @@ def is_published(name: str | Path) -> bool:
     return known and not Path(name).exists()
 
 
+def is_weights(name: str | Path) -> bool:
+    """Whether a name means a weights file, or a folder with one that is no run's."""
+    path = Path(name)
+    return path.is_file() or (
+        not (path / "recipe.json").exists() and any((path / file).is_file() for file in IN_FOLDERS)
+    )
+
+
 def open_trained(name: str | Path) -> Trained:
     """Open a trained network by what it is called.
 
@@ -29,9 +37,6 @@ def open_trained(name: str | Path) -> Trained:
         UsageError: there is no such run, file or network.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
-    path = Path(name)
     if is_published(name):
         return open_published(str(name)) if is_reference(str(name)) else open_tag(str(name))
-    if path.is_file() or (not (path / "recipe.json").exists() and any((path / file).is_file() for file in IN_FOLDERS)):
-        return open_file(path)
-    return open_run(path)
+    return open_file(Path(name)) if is_weights(name) else open_run(Path(name))

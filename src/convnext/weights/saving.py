@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError, unknown_name
-from convnext.files import is_vacant, write_atomically, write_json
+from convnext.files import is_vacant, read_json, write_atomically, write_json
 from convnext.weights import config_timm, config_transformers
 from convnext.weights.architecture import Architecture, architecture_of
 from convnext.weights.description import Description, default_preprocessing
@@ -24,7 +24,10 @@ LayoutName = Literal["official", "timm", "torchvision", "transformers"]
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 TORCHVISION_BUILDERS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
-FOLDER_FILES = {"config.json", "preprocessor_config.json", "model.safetensors"}
+FOLDER_FILES = {
+    "timm": {"model.safetensors", "config.json"},
+    "transformers": {"model.safetensors", "config.json", "preprocessor_config.json"},
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def convert(opened: Opened, path: str | Path, layout: LayoutName) -> Saved:
         UsageError: the layout has no form for the network, or the path does not fit it.
         RunError: the disk is full, or the folder cannot be written to.
     """
+    if Path(path).resolve() == opened.path.resolve():
+        raise UsageError(f"{path} is the file to convert itself: choose another name")
     return write(opened.weights, opened.architecture, opened.description, Path(path), layout)
 
 
@@ -106,11 +111,10 @@ def write(
         documents["config.json"] = config_timm.write(architecture, description.classes, preprocessing)
     target = target_of(path, layout)
     tensors = in_layout(weights, architecture, layout)
-    if target.parent == path:
-        for name, document in documents.items():
-            write_json(path / name, document)
     write_atomically(target, encoded(tensors, target, layout, description))
     files = [path / name for name in documents] if target.parent == path else []
+    for file in files:
+        write_json(file, documents[file.name])
     return Saved((target, *files), opens_with(architecture, path, layout))
 
 
@@ -169,11 +173,17 @@ def target_of(path: Path, layout: LayoutName) -> Path:
         raise UsageError(f"{path} does not say its format: end it in one of {', '.join(SUFFIXES)}")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, a folder is needed: choose another name")
-    if path.is_dir() and not is_vacant(path):
-        others = sorted(entry.name for entry in path.iterdir() if entry.name not in FOLDER_FILES)
-        if others:
-            raise UsageError(f"{path} has other files in it ({', '.join(others[:3])}): choose a new folder")
+    if not is_vacant(path) and not is_ours_to_replace(path, layout):
+        raise UsageError(f"{path} has other files in it: choose a new folder")
     return path / "model.safetensors"
+
+
+def is_ours_to_replace(folder: Path, layout: LayoutName) -> bool:
+    """Whether a folder holds nothing but what a conversion to the same layout writes."""
+    if {entry.name for entry in folder.iterdir()} - FOLDER_FILES[layout]:
+        return False
+    config = folder / "config.json"
+    return not config.exists() or ("architecture" in read_json(config)) == (layout == "timm")
 
 
 def encoded(
