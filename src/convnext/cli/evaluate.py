@@ -24,7 +24,8 @@ def evaluate(
     Writes evaluation.json, per_class.csv, and confusion and reliability as .png and .svg.
 
     Args:
-        run: a run's folder; or torchvision/NAME, timm/NAME for a network with its library's published weights.
+        run: a run's folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
+            weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         data: None for the images that the run held out; or digits, cifar10, cifar100, imagenet:PATH, or the path of a
             folder of images: of one with val/ or test/ that part, else all its images.
         out: folder for the files; None for RUN/evaluation, or runs/evaluation-NAME-DATA for published weights.
@@ -43,7 +44,7 @@ def evaluate(
     if not is_first():
         return
     unreadable = (f"skipped, cannot be read: {error}" for error in evaluation.metrics.unreadable)
-    say_warnings([*evaluation.data.notes, *unreadable], console_on(sys.stderr))
+    say_warnings([*evaluation.trained.notes, *evaluation.data.notes, *unreadable], console_on(sys.stderr))
     folder = out or default_folder(evaluation)
     write_evaluation(evaluation, folder)
     if json:

@@ -33,7 +33,8 @@ def predict(
     What cannot be read is named at the end, on stderr; the rest is answered, and the exit status is 1.
 
     Args:
-        run: a run's folder; or torchvision/NAME, timm/NAME for a network with its library's published weights.
+        run: a run's folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
+            weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         images: files, folders (all images below them), patterns in quotes ('photos/**/*.jpg'), or - for a list on
             standard input, a path a line.
         top: classes to name for each image.
@@ -44,10 +45,10 @@ def predict(
     """
     if not images:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
+    from convnext.console import console_on, images_shown, say_warnings
     from convnext.deploy.answers import answers_file, check_out, json_answers, named_images, printable
-    from convnext.deploy.classifier import load
+    from convnext.deploy.classifier import open_classifier
     from convnext.deploy.pictures import pillow_warnings
-    from convnext.training.progress import console_on, images_shown, say_warnings
 
     if out:
         check_out(out)
@@ -57,7 +58,8 @@ def predict(
         raise UsageError("no images: standard input lists none")
     if "-" not in images:
         first += paths
-    classifier = load(run, device)
+    classifier = open_classifier(run, device)
+    say_warnings(classifier.notes, console_on(sys.stderr))
     done, unreadable = 0, []
     title = "" if sys.stdout.isatty() and not out and not json else str(run)
     with ExitStack() as stack:
@@ -91,8 +93,8 @@ def predict(
 
 def printing(tables: bool) -> "Callable[[Prediction], None]":
     """What prints a prediction on stdout, as a table or as a line; one that has an error is left for the end."""
+    from convnext.console import console_on
     from convnext.deploy.answers import line, table
-    from convnext.training.progress import console_on
 
     console = console_on(sys.stdout)
 

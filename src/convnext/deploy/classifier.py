@@ -1,6 +1,7 @@
 """`load`: a trained network opened to predict with; images of any kind in, labels with probabilities out."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from convnext.data.images import UnreadableImageError
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.opening import open_trained
 from convnext.deploy.pictures import Given, given
-from convnext.errors import RunError, UsageError
+from convnext.errors import RunError, UsageError, WeightsWarning
 from convnext.training.machine import choose_device
 
 BATCH_SIZE = 32
@@ -68,6 +69,7 @@ class Classifier:
         preprocessing: from a picture to a prepared image.
         name: what it was opened by.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        notes: what should be said to who uses it, of its weights and their licence.
     """
 
     def __init__(
@@ -77,10 +79,12 @@ class Classifier:
         preprocessing: Preprocessing,
         name: str = "",
         device: str | torch.device = "auto",
+        notes: Sequence[str] = (),
     ) -> None:
         self.device = choose_device(str(device))
         self.model = model.eval().to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore
         self.classes, self.preprocessing, self.name = tuple(classes), preprocessing, name
+        self.notes = tuple(notes)
 
     def __repr__(self) -> str:
         return f"Classifier({self.name or type(self.model).__name__}: {len(self.classes)} classes, on {self.device})"
@@ -104,6 +108,11 @@ class Classifier:
 
     def stream(self, inputs: Any, top: int = 5, batch_size: int = BATCH_SIZE) -> Generator[Prediction, None, None]:
         """The same as :meth:`predict`, one by one: of an endless iterable, two batches are held at a time."""
+        if not self.classes:
+            raise UsageError(
+                f"{self.name or 'the network'} has no classifier, its .model gives features: train one on them "
+                "(convnext train FOLDER --weights FILE)"
+            )
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}, needs 1 or more")
@@ -182,13 +191,29 @@ def load(path: str | Path, device: str | torch.device = "auto") -> Classifier:
     """Open a trained network to predict with.
 
     Args:
-        path: a run's folder, whose best epoch is taken; or ``torchvision/NAME``, ``timm/NAME`` for a network with the
-            weights that its library publishes.
+        path: a run's folder, whose best epoch is taken; a weights file of any layout (official, timm, OpenCLIP,
+            torchvision, transformers), or a folder as the hub's libraries save it, which says by itself what network it
+            is of; ``VARIANT`` or ``VARIANT.TAG`` for the authors' published weights, such as
+            ``convnext_tiny.in22k_in1k``; or ``torchvision/NAME``, ``timm/NAME`` for a network with its library's.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
 
+    Returns:
+        The classifier; of weights without one, its ``model`` gives features (N, channels).
+
+    Warns:
+        WeightsWarning: the file does not say all: classes or preprocessing are taken from the published networks.
+
     Raises:
-        UsageError: there is no such run or network, or no such device.
+        UsageError: there is no such run, file or network, or no such device.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
-    trained = open_trained(path)
-    return Classifier(trained.model, trained.classes, trained.preprocessing, trained.name, device)
+    classifier = open_classifier(path, device)
+    for text in classifier.notes:
+        warnings.warn(text, WeightsWarning, stacklevel=2)
+    return classifier
+
+
+def open_classifier(path: str | Path, device: str | torch.device = "auto") -> Classifier:
+    """The same as :func:`load`, which leaves it to its caller to say the classifier's ``notes``."""
+    opened = open_trained(path)
+    return Classifier(opened.model, opened.classes, opened.preprocessing, opened.name, device, opened.notes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from convnext.console import images_shown
 from convnext.data.batches import Batch, Batches
 from convnext.data.held_out import HeldOut
 from convnext.data.images import MemoryImages
@@ -20,7 +21,6 @@ from convnext.evaluation import Metrics
 from convnext.evaluation import evaluate as evaluate_batches
 from convnext.training.distributed import joined
 from convnext.training.machine import autocast_for, choose_device, choose_workers
-from convnext.training.progress import images_shown
 
 
 @dataclass(frozen=True)

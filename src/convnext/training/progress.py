@@ -2,14 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from convnext.console import PLAIN_SECONDS, console_on, say, say_warnings
-from convnext.quantities import duration, per_second
+from convnext.quantities import duration
 from convnext.training.loop import Progress
 
 BAR_WIDTH = 16
@@ -40,37 +39,6 @@ def show_training(updates: Iterable[Progress], title: str, opening: str = "") ->
             if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):
                 say(f"{title}: {describe(progress)}", console)
                 last_line = time.perf_counter()
-
-
-@contextmanager
-def images_shown(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show on stderr how far images are: a bar on a terminal, a plain line now and then elsewhere.
-
-    Args:
-        title: what is done; none for nothing shown.
-        total: images in all, where that is known.
-
-    Yields:
-        What to call with the number of images done.
-    """
-    console, start = console_on(sys.stderr), time.perf_counter()
-    last_line = start
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
-    on_terminal = console.is_terminal and bool(title)
-    with RichProgress(*columns, console=console, disable=not on_terminal, transient=True) as bar:
-        task = bar.add_task(title, total=total, state="")
-
-        def show(done: int) -> None:
-            nonlocal last_line
-            now = time.perf_counter()
-            count = f"{min(done, total):,} of {total:,}" if total is not None else f"{done:,}"
-            state = f"{count} images  {per_second(done / (now - start))} images/s"
-            bar.update(task, completed=done, state=state)
-            if title and not on_terminal and now - last_line > PLAIN_SECONDS:
-                say(f"{title}: {state}", console)
-                last_line = now
-
-        yield show
 
 
 def describe(progress: Progress, width: int | None = None) -> str:

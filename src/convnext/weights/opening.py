@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from convnext.errors import UsageError
 from convnext.weights.architecture import Architecture, architecture_of
 from convnext.weights.description import Description, describe
-from convnext.weights.layouts import to_official
+from convnext.weights.layouts import DINOV3, to_official
 from convnext.weights.load import check_fit, unused_notes
 from convnext.weights.reading import read_weights, weights_file
 
@@ -77,6 +77,8 @@ def open_weights(path: str | Path) -> Opened:
             "classes beside it: they are of different networks"
         )
     notes = (*notes, *unused_notes(official, path), *fresh, *description.notes)
+    if official.layout.startswith(DINOV3.name):
+        notes = (*notes, f"{path.name} is DINOv3's: its licence has conditions of its own")
     return Opened(path, official.layout, weights, architecture, description, notes)
 
 

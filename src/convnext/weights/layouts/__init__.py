@@ -10,7 +10,7 @@ from convnext.weights.layouts.timm import TIMM, TIMM_CONV_MLP
 from convnext.weights.layouts.torchvision import TORCHVISION
 from convnext.weights.layouts.transformers import DINOV3, TRANSFORMERS
 
-__all__ = ["ISOTROPIC", "LAYOUTS", "OFFICIAL", "TIMM", "TIMM_CONV_MLP", "TORCHVISION", "TRANSFORMERS", "to_official"]
+__all__ = ["DINOV3", "LAYOUTS", "SPARSE", "TIMM", "TIMM_CONV_MLP", "TORCHVISION", "TRANSFORMERS", "to_official"]
 
 LAYOUTS = (OFFICIAL, ISOTROPIC, SPARSE, TIMM, TORCHVISION, TRANSFORMERS, DINOV3)
 
