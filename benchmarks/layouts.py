@@ -2,7 +2,8 @@
 
 For every variant that a peer has: its network with random weights, saved as the peer saves it, is opened here and
 answers; converted back, it is opened by the peer. ``difference`` is the largest of our logits from the peer's, in parts
-of the peer's largest logit; ``same_bits`` says whether every tensor came back as it was. Writes ``results/layouts.csv``.
+of the peer's largest logit; ``same_bits`` says whether every tensor came back as it was.
+Writes ``results/layouts.csv``.
 Usage: ``python -m benchmarks.layouts [--variants convnext_tiny,convnextv2_tiny]``.
 """
 

@@ -68,10 +68,9 @@ def model_args(architecture: Architecture) -> dict[str, Any]:
         arguments["in_chans"] = architecture.in_channels
     if architecture.kernel_size != 7:
         arguments["kernel_sizes"] = architecture.kernel_size
-    if architecture.stem_stride == 1:
-        raise UsageError("timm has no stem of stride 1: official is the only layout that has")
     if architecture.stem_stride != 4:
-        arguments["patch_size"] = architecture.stem_stride
+        stride = architecture.stem_stride  # behind a finer stem, timm's first stage strides as well
+        raise UsageError(f"timm has no stem of stride {stride}: official is the only layout that has")
     if architecture.layer_scale == architecture.grn:  # V1 has it and V2 has not, unless told otherwise
         arguments["ls_init_value"] = 1e-6 if architecture.layer_scale else None
     return arguments

@@ -47,19 +47,18 @@ class Description:
 
 
 def describe(path: Path) -> Description:
-    """What a weights file says of itself: by its own metadata, else by the files that its library writes beside it.
+    """What a weights file says of itself: by the files that its library writes beside it, else by its own metadata.
 
     Raises:
         RunError: one of these is damaged.
     """
-    if found := own_metadata(path):
-        return read_document(path, found)
+    config = path.parent / "config.json"
     if path.name == BEST and (path.parent / "classes.json").is_file():
         return beside_a_run(path.parent)
-    config = path.parent / "config.json"
     if path.name in IN_FOLDERS and config.is_file():
         return beside_a_config(config)
-    return Description()
+    found = own_metadata(path)
+    return read_document(path, found) if found else Description()
 
 
 def default_preprocessing(architecture: Architecture) -> Preprocessing:
