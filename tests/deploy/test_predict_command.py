@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_named_at_the_end(photos: dict[str, convnext.Pred
 def test_progress_goes_to_stderr(
     photos: dict[str, convnext.Prediction], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convnext.training.progress.PLAIN_SECONDS", 0)
+    monkeypatch.setattr("convnext.console.PLAIN_SECONDS", 0)
     assert main(["predict", "run", "photos", "--json"]) == 0
     said = capsys.readouterr()
     assert len(json.loads(said.out)) == len(photos)

@@ -46,7 +46,12 @@ def test_classes_and_preprocessing_go_along(source: nn.Module, layout: Any, sett
     with safetensors.safe_open(config, framework="pt") as file:
         assert file.metadata()["format"] == "pt"
     description = open_weights(tmp_path / "a").description
-    assert (description.classes, description.preprocessing) == (CLASSES, SETTINGS[setting])
+    assert description.classes == CLASSES
+    assert description.preprocessing is not None
+    found, given = (
+        one.to_dict() | {"crop_pct": one.resize_size} for one in (description.preprocessing, SETTINGS[setting])
+    )
+    assert found == given  # transformers writes the resized side down, which several ratios lead to
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

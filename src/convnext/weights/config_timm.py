@@ -49,8 +49,6 @@ def write(architecture: Architecture, classes: tuple[str, ...] | None, preproces
 
 def timm_name(architecture: Architecture) -> str:
     """What timm calls a network: the name here, and for sizes without one the nearest, changed by arguments."""
-    if architecture.is_isotropic:
-        raise UsageError("timm has no isotropic ConvNeXt: official is the only layout that has")
     return architecture.variant or ("convnextv2_tiny" if architecture.grn else "convnext_tiny")
 
 
@@ -58,8 +56,10 @@ def model_args(architecture: Architecture) -> dict[str, Any]:
     """The arguments of timm's builder that differ from the named network's own.
 
     Raises:
-        UsageError: it cannot be told of the stem.
+        UsageError: timm has no form for this network.
     """
+    if architecture.is_isotropic:
+        raise UsageError("timm has no isotropic ConvNeXt: official is the only layout that has")
     arguments: dict[str, Any] = {}
     if architecture.variant is None:
         widths = [architecture.width * 2**i for i in range(4)]
