@@ -31,16 +31,18 @@ def row(bias: Tensor) -> Tensor:
     return bias.reshape(1, -1)
 
 
+def block(place: str) -> tuple[Rule, ...]:
+    """The rules of a block of V1, whose names here are the official ones."""
+    parts = (f"{place}.{part}.{{p}}" for part in ("dwconv", "norm", "pwconv1", "pwconv2"))
+    return tuple(Rule(name, name) for name in (f"{place}.gamma", *parts))
+
+
 OFFICIAL = Layout(
     "official",
     anchors=("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight"),
     rules=(
         Rule("downsample_layers.{i}.{j}.{p}", "downsample_layers.{i}.{j}.{p}"),
-        Rule("stages.{i}.{j}.gamma", "stages.{i}.{j}.gamma"),
-        *(
-            Rule(f"stages.{{i}}.{{j}}.{part}.{{p}}", f"stages.{{i}}.{{j}}.{part}.{{p}}")
-            for part in ("dwconv", "norm", "pwconv1", "pwconv2")
-        ),
+        *block("stages.{i}.{j}"),
         Rule("stages.{i}.{j}.grn.gamma", "stages.{i}.{j}.grn.gamma", on_positions),  # (1, 4C) after masked pre-training
         Rule("stages.{i}.{j}.grn.beta", "stages.{i}.{j}.grn.beta", on_positions),
         Rule("norm.{p}", "norm.{p}"),
@@ -54,11 +56,7 @@ ISOTROPIC = Layout(
     anchors=("stem.weight", "blocks.0.dwconv.weight"),
     rules=(
         Rule("stem.{p}", "stem.{p}"),
-        Rule("blocks.{j}.gamma", "blocks.{j}.gamma"),
-        *(
-            Rule(f"blocks.{{j}}.{part}.{{p}}", f"blocks.{{j}}.{part}.{{p}}")
-            for part in ("dwconv", "norm", "pwconv1", "pwconv2")
-        ),
+        *block("blocks.{j}"),
         Rule("norm.{p}", "norm.{p}"),
         Rule("head.{p}", "head.{p}"),
     ),
