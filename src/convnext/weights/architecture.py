@@ -111,8 +111,6 @@ def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
         raise UsageError(f"not all blocks of a ConvNeXt are there: it needs {stages} stages, found {found} blocks")
     if sum(depths) > MOST_BLOCKS:
         raise UsageError(f"it has {sum(depths):,} blocks, more than any ConvNeXt ({MOST_BLOCKS:,})")
-    if not all((*stem.shape, *depthwise.shape)):
-        raise UsageError("no ConvNeXt: its first convolutions have no values")
     kernel = stem.shape[-1]
     if not isotropic and kernel not in STRIDES:
         raise UsageError(f"the stem's kernel is {kernel}x{kernel}, this package has {', '.join(map(str, STRIDES))}")
@@ -135,4 +133,6 @@ def need(weights: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
         raise UsageError(f"no ConvNeXt: {name} is missing")
     if weights[name].ndim != dimensions:
         raise UsageError(f"no ConvNeXt: {name} has {weights[name].ndim} dimensions, needs {dimensions}")
+    if not weights[name].numel():
+        raise UsageError(f"no ConvNeXt: {name} has no values")
     return weights[name]

@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 
 from convnext.weights.pickle_calls import CALLS, ITEM_SIZES, TYPES, Built, Global, is_flat, is_key
 
-MOST_INSTRUCTIONS = 3_000_000  # a large network's checkpoint, with its optimizer's state, has 100,000
+MOST_INSTRUCTIONS = 2_000_000  # a large network's checkpoint, with its optimizer's state, has 100,000
 
 
 class PickleError(ValueError):
@@ -147,8 +147,8 @@ class Machine:
         words = [self.stack.pop() for _ in taken][::-1]
         if opcode.name == "STACK_GLOBAL":
             self.name(*(word if isinstance(word, str) else "?" for word in words))
-        elif opcode.stack_after:
-            self.stack += [argument if isinstance(argument, str) else Built("object")] * len(opcode.stack_after)
+        else:
+            self.stack += [argument if isinstance(argument, str) else Built(made.name) for made in opcode.stack_after]
 
     def pop_mark(self) -> list[Any]:
         """What was put down since the last mark."""
