@@ -23,6 +23,7 @@ from torch import Tensor
 import convnext
 from convnext.errors import RunError, UsageError
 from convnext.weights import load_weights
+from convnext.weights.layouts.official import SPARSE
 from convnext.weights.opening import open_weights
 from tests.weights.hostile import LAUGHS, document, tensor, tiny, whole, write_safetensors, write_zip
 
@@ -322,6 +323,13 @@ def test_what_is_almost_a_convnext(oddity: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says) as error:
         open_weights(tmp_path / "a.safetensors")
     assert "a.safetensors" in str(error.value)
+
+
+def test_sparse_kernels_of_odd_shapes(tmp_path: Path) -> None:
+    state = SPARSE.from_official(tiny(grn=True, layer_scale=None).state_dict())
+    for kernel in (torch.ones(()), torch.ones(48), torch.ones(48, 8), torch.ones(49, 8, 1, 1, 1)):
+        torch.save(state | {"stages.0.0.dwconv.kernel": kernel}, tmp_path / "a.pth")
+        refused(tmp_path / "a.pth", UsageError, r"stages\.0\.0\.dwconv\.weight")
 
 
 DEEP = "[" * 100_000
