@@ -35,6 +35,19 @@ class LicenceWarning(UserWarning):
     """Weights under a licence that forbids commercial use."""
 
 
+def printable(text: str, length: int = 100) -> str:
+    """Words out of a stranger's file as they can be shown: in one line, no longer than ``length``, without what a
+    terminal would obey."""
+    text = text if len(text) <= length else text[:length] + "..."
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another library says, in a few words."""
+    lines = str(error).splitlines()
+    return printable((lines or [type(error).__name__])[0].partition(". ")[0], 200)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UsageError:
     """The error for a ``name`` that is not among the ``known`` ones: it lists the nearest, then a ``remedy``."""
     known = list(known)

@@ -5,9 +5,12 @@ from pathlib import Path
 from convnext.deploy.file import open_file, open_tag
 from convnext.deploy.published import open_published
 from convnext.deploy.trained import Trained, open_run
+from convnext.errors import UsageError
 from convnext.models import is_reference
 from convnext.models.convnext import VARIANTS
-from convnext.weights.reading import IN_FOLDERS
+from convnext.weights.reading import IN_FOLDERS, mode_of
+
+LONGEST_NAME = 255  # bytes that file systems take; beyond, looking for it fails in other ways
 
 
 def is_published(name: str | Path) -> bool:
@@ -37,6 +40,9 @@ def open_trained(name: str | Path) -> Trained:
         UsageError: there is no such run, file or network.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
+    path = Path(name)
+    if mode_of(path) is None and len(str(name)) > LONGEST_NAME:
+        raise UsageError(f"no run, file or network has a name of {len(str(name)):,} characters: check the path")
     if is_published(name):
         return open_published(str(name)) if is_reference(str(name)) else open_tag(str(name))
     return open_file(Path(name)) if is_weights(name) else open_run(Path(name))

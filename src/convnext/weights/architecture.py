@@ -14,7 +14,8 @@ from convnext.models.convnext import STEM_KERNELS, VARIANTS, ConvNeXt, Isotropic
 STRIDES = {kernel: stride for stride, kernel in STEM_KERNELS.items()}
 # timm's convnext_xxlarge, which OpenCLIP's largest tower is, has other norms; no tensor tells.
 NORM_EPS = {((3, 4, 30, 3), 384): 1e-5}
-BLOCK = re.compile(r"(?:stages\.(\d+)|blocks)\.(\d+)\.dwconv\.weight")
+BLOCK = re.compile(r"(?:stages\.(\d{1,9})|blocks)\.(\d{1,9})\.dwconv\.weight")
+MOST_BLOCKS = 1000  # the largest published network has 41; each takes time to build
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
     if blocks != {(i, j) for i in range(stages) for j in range(max(1, depths[i]))}:
         found = ", ".join(map(str, depths))
         raise UsageError(f"not all blocks of a ConvNeXt are there: it needs {stages} stages, found {found} blocks")
+    if sum(depths) > MOST_BLOCKS:
+        raise UsageError(f"it has {sum(depths):,} blocks, more than any ConvNeXt ({MOST_BLOCKS:,})")
     kernel = stem.shape[-1]
     if not isotropic and kernel not in STRIDES:
         raise UsageError(f"the stem's kernel is {kernel}x{kernel}, this package has {', '.join(map(str, STRIDES))}")
@@ -130,4 +133,6 @@ def need(weights: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
         raise UsageError(f"no ConvNeXt: {name} is missing")
     if weights[name].ndim != dimensions:
         raise UsageError(f"no ConvNeXt: {name} has {weights[name].ndim} dimensions, needs {dimensions}")
+    if not weights[name].numel():
+        raise UsageError(f"no ConvNeXt: {name} has no values")
     return weights[name]

@@ -108,6 +108,8 @@ def read_config(document: dict[str, Any]) -> tuple[Any, float | None]:
     classes = None
     if named and not all(str(name).startswith(PLACEHOLDER) for name in named.values()):
         classes = [named[label] for label in sorted(named, key=int)]
+        if [int(label) for label in sorted(named, key=int)] != list(range(len(classes))):
+            raise UsageError("id2label does not number the classes from 0 on")
     norm_eps = document.get("layer_norm_eps")
     return classes, None if norm_eps is None else float(norm_eps)
 
@@ -148,4 +150,6 @@ def square(size: Any) -> int:
         height, width = size if isinstance(size, list | tuple) else (size, size)
     if height is None or height != width:
         raise UsageError(f"images of {width} x {height} pixels: this package takes squares")
+    if int(height) < 1:
+        raise UsageError(f"images of {width} x {height} pixels: there are none so small")
     return int(height)

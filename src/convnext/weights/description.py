@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import safetensors
 
 from convnext.data.preprocessing import EVAL_CROP, MEAN, STD, Preprocessing
-from convnext.errors import RunError, UsageError
-from convnext.files import read_json
+from convnext.errors import RunError, reason
 from convnext.weights import config_timm, config_transformers
 from convnext.weights.architecture import Architecture
 from convnext.weights.reading import BEST, IN_FOLDERS, is_safetensors
 
 T = TypeVar("T")
+LONGEST_DOCUMENT = 10_000_000  # bytes; the names of 22,000 classes take a hundredth of it
 METADATA = "convnext"  # the entry of a safetensors file's metadata that this package writes
 
 
@@ -88,7 +88,7 @@ def read_document(path: Path, text: str) -> Description:
         return Description(
             classes=class_names(document.get("classes")),
             preprocessing=None if preprocessing is None else Preprocessing.from_dict(preprocessing),
-            norm_eps=None if norm_eps is None else float(norm_eps),
+            norm_eps=epsilon(norm_eps),
         )
 
     return readable(path, read)
@@ -97,17 +97,17 @@ def read_document(path: Path, text: str) -> Description:
 def beside_a_run(folder: Path) -> Description:
     """What a run's folder says."""
     classes, preprocessing = folder / "classes.json", folder / "preprocessing.json"
-    found = Description(readable(classes, lambda: class_names(json.loads(classes.read_text()))))
+    found = Description(readable(classes, lambda: class_names(json.loads(text_of(classes)))))
     if not preprocessing.is_file():
         return found
     return replace(
-        found, preprocessing=readable(preprocessing, lambda: Preprocessing.from_dict(read_json(preprocessing)))
+        found, preprocessing=readable(preprocessing, lambda: Preprocessing.from_dict(document_in(preprocessing)))
     )
 
 
 def beside_a_config(path: Path) -> Description:
     """What the ``config.json`` of timm or of transformers says, and the latter's ``preprocessor_config.json``."""
-    config = read_json(path)
+    config = document_in(path)
 
     def read() -> Description:
         if "architecture" in config:
@@ -116,8 +116,10 @@ def beside_a_config(path: Path) -> Description:
         if "model_type" in config:
             classes, norm_eps = config_transformers.read_config(config)
             beside = path.with_name("preprocessor_config.json")
-            preprocessing = config_transformers.read_preprocessor(read_json(beside)) if beside.is_file() else None
-            return Description(class_names(classes), preprocessing, norm_eps)
+            preprocessing = None
+            if beside.is_file():
+                preprocessing = readable(beside, lambda: config_transformers.read_preprocessor(document_in(beside)))
+            return Description(class_names(classes), preprocessing, epsilon(norm_eps))
         return Description()
 
     return readable(path, read)
@@ -136,9 +138,49 @@ def class_names(value: Any) -> tuple[str, ...] | None:
     return tuple(value)
 
 
+def epsilon(value: Any) -> float | None:
+    """What a norm adds to the variance.
+
+    Raises:
+        ValueError: it is no small number.
+    """
+    if value is not None and not 0 <= float(value) <= 1:  # a NaN is in no range either
+        raise ValueError(f"the norm's epsilon is {value}, needs a number from 0 to 1")
+    return None if value is None else float(value)
+
+
+def text_of(path: Path) -> str:
+    """The text of a document.
+
+    Raises:
+        ValueError: it is so long that it is none.
+    """
+    if (size := path.stat().st_size) > LONGEST_DOCUMENT:
+        raise ValueError(f"it has {size:,} bytes, and such documents no more than {LONGEST_DOCUMENT:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def document_in(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        RunError: it is damaged.
+    """
+
+    def read() -> dict[str, Any]:
+        document = json.loads(text_of(path))
+        if not isinstance(document, dict):
+            raise TypeError("it holds no JSON object")
+        return document
+
+    return readable(path, read)
+
+
 def readable(path: Path, read: Callable[[], T]) -> T:
     """What a document says; where it is damaged, an error that names the file."""
     try:
         return read()
-    except (UsageError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"cannot understand {path}: {error}. Mend it, or move the weights away from it") from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise RunError(
+            f"cannot understand {path}: {reason(error)}. Mend it, or move the weights away from it"
+        ) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from convnext.errors import UsageError
+from convnext.errors import UsageError, printable
 from convnext.weights.architecture import Architecture, architecture_of
 from convnext.weights.description import Description, describe
 from convnext.weights.layouts import DINOV3, to_official
@@ -57,17 +57,18 @@ def open_weights(path: str | Path) -> Opened:
     read, notes = read_weights(path)
     official = to_official(read)
     if official is None:
-        names = ", ".join(list(read)[:3])
+        names = ", ".join(map(printable, list(read)[:3]))
         raise UsageError(
             f"{path} is of no ConvNeXt in a layout that is known (official, timm, OpenCLIP, torchvision, "
             f"transformers): it has {len(read)} tensors, {names}, ... Other networks are opened by their run's folder"
         )
     try:
         architecture = architecture_of(official.weights)
+        own = architecture.meta_weights()
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    weights, fresh = with_final_norm(official.weights, architecture, path)
-    check_fit(weights, architecture.meta_weights(), path)
+    weights, fresh = with_final_norm(official.weights, own, path)
+    check_fit(weights, own, path)
     description = describe(path)
     if description.norm_eps is None:
         description = replace(description, norm_eps=official.norm_eps)
@@ -83,10 +84,9 @@ def open_weights(path: str | Path) -> Opened:
 
 
 def with_final_norm(
-    weights: dict[str, Tensor], architecture: Architecture, path: Path
+    weights: dict[str, Tensor], own: dict[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The weights with the norm behind the pooling, which masked pre-training and backbones lack; and what to say."""
-    own = architecture.meta_weights()
     absent = [name for name in own if name.startswith("norm.") and name not in weights]
     if not absent:
         return weights, ()

@@ -108,10 +108,17 @@ class Layout:
         return None
 
     def to_official(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """A tensor of this layout by its official name and in its official shape; None where no rule knows it."""
+        """A tensor of this layout by its official name and in its official shape; None where no rule knows it.
+
+        One of a shape that the layout has not keeps it: who fits it to a network will name it.
+        """
         for rule in self.rules:
             if match := rule.their_names.fullmatch(name):
-                return rule.ours.format(**match.groupdict()), rule.inward(tensor)
+                try:
+                    shaped = rule.inward(tensor)
+                except (RuntimeError, IndexError):
+                    shaped = tensor
+                return rule.ours.format(**match.groupdict()), shaped
         return None
 
     def from_official(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
