@@ -325,6 +325,11 @@ def test_what_is_almost_a_convnext(oddity: str, tmp_path: Path) -> None:
     assert "a.safetensors" in str(error.value)
 
 
+def test_a_head_without_dimensions(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict() | {"head.bias": torch.ones(())}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", UsageError, r"head\.bias is a single number in the file and 3 in")
+
+
 def test_sparse_kernels_of_odd_shapes(tmp_path: Path) -> None:
     state = SPARSE.from_official(tiny(grn=True, layer_scale=None).state_dict())
     for kernel in (torch.ones(()), torch.ones(48), torch.ones(48, 8), torch.ones(49, 8, 1, 1, 1)):
