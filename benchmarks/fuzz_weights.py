@@ -197,7 +197,7 @@ def reshaped(state: dict[str, Tensor], generator: random.Random) -> dict[str, An
     state = dict(state)
     for _ in range(generator.choice((0, 1, 1, 2, 4))):
         name = generator.choice(sorted(state) or ["a"])
-        tensor = state.pop(name, torch.ones(1))
+        tensor = state.pop(name, torch.ones(1)).to_dense()
         match generator.randrange(7):
             case 0:
                 pass
@@ -211,7 +211,7 @@ def reshaped(state: dict[str, Tensor], generator: random.Random) -> dict[str, An
                 state[name] = torch.full_like(tensor.float(), generator.choice((float("nan"), float("inf"))))
             case 5:
                 state[name] = (
-                    tensor.new_ones(1).expand(tensor.shape) if generator.random() < 0.5 else tensor.to_sparse()
+                    tensor.new_ones(()).expand(tensor.shape) if generator.random() < 0.5 else tensor.to_sparse()
                 )
             case _:
                 state[name.replace("0", generator.choice(("1", "10", "999", "x", "")))] = tensor

@@ -42,7 +42,7 @@ def refused(path: Path, kind: type[Exception] = RunError, says: str = "") -> str
             way(path)
         assert path.name in str(error.value)
         said.append(str(error.value))
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 60  # no hang, on a machine that does other things as well
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 200_000  # kB
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     return said[0]
@@ -323,6 +323,11 @@ def test_what_is_almost_a_convnext(oddity: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says) as error:
         open_weights(tmp_path / "a.safetensors")
     assert "a.safetensors" in str(error.value)
+
+
+def test_a_head_without_dimensions(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict() | {"head.bias": torch.ones(())}, tmp_path / "a.pth")
+    refused(tmp_path / "a.pth", UsageError, r"head\.bias is a single number in the file and 3 in")
 
 
 def test_sparse_kernels_of_odd_shapes(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def unusable(
         parts = " and no ".join(["classifier"] * bool(here) + ["final norm"] * bool(untrained))
         return left_out | head | untrained, (f"{path.name} has no {parts}: the network's own stay freshly initialised",)
     other = [name for name in here & there if weights[name].shape != own[name].shape]
-    if other and all(weights[name].shape[1:] == own[name].shape[1:] for name in other):
+    if other and all(weights[name].ndim and weights[name].shape[1:] == own[name].shape[1:] for name in other):
         classes, wanted = (tensors[other[0]].shape[0] for tensors in (weights, own))
         fresh = "the network's classifier stays freshly initialised"
         return left_out | head, (f"{path.name} is for {classes} classes, the network for {wanted}: {fresh}",)
