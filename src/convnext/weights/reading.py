@@ -13,8 +13,9 @@ from torch import Tensor
 
 from convnext.errors import RunError, UsageError
 
-# Where checkpoints keep the weights, the first that is there.
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
+# Where checkpoints keep the weights, the first that is there. What timm's training saves as state_dict_ema, timm opens
+# in place of the state_dict beside it.
+WRAPPERS = ("model", "state_dict_ema", "state_dict", "model_state_dict", "module", "model_ema")
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 BEST = "best.safetensors"
 IN_FOLDERS = (  # a run's, and what the hub's repositories call theirs
