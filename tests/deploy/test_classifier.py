@@ -194,6 +194,21 @@ sys.exit(f"status {{status}}, loaded {{loaded}}" if status or loaded else 0)
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_predicting_from_a_weights_file_imports_no_other_library(classes: int, tmp_path: Path) -> None:
+    """ImageNet's names, which libraries have, cost none of their import."""
+    convnext.save_weights(convnext.create_model("convnext_atto", num_classes=classes), tmp_path / "a.pth")
+    RED.save(tmp_path / "a.png")
+    code = f"""
+import sys
+from convnext.cli import main
+status = main(["predict", {str(tmp_path / "a.pth")!r}, {str(tmp_path / "a.png")!r}])
+loaded = [name for name in ("timm", "torchvision", "transformers", "huggingface_hub") if name in sys.modules]
+sys.exit(f"status {{status}}, loaded {{loaded}}" if status or loaded else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 @pytest.mark.slow
 def test_ten_thousand_images_in_bounded_memory(tmp_path: Path, make_run: MakeRun) -> None:
     """The peak for 10,000 photographs is that for 300; in order, with every 1,000th a broken one."""

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchvision import models
 
 import convnext
-from convnext.deploy.imagenet import class_names, folder_names
+from convnext.data.imagenet import class_names, folder_names
 from convnext.deploy.published import open_published
 from convnext.errors import RunError, UsageError
 from tests.conftest import MakeFolder
@@ -79,6 +79,7 @@ def test_wordnet_names_are_in_the_order_of_the_categories() -> None:
     assert len(names) == len(set(categories)) == 1000
     assert list(names) == sorted(names)
     assert categories[names["n02123045"]] == "tabby"
+    assert list(categories) == models.ResNet18_Weights.DEFAULT.meta["categories"]
 
 
 def test_without_a_network_the_message_says_what_to_put_where(checkpoints: Path) -> None:

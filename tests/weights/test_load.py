@@ -67,6 +67,21 @@ def test_model_is_taken_before_its_average(source: nn.Module, tmp_path: Path) ->
     assert loaded.notes == ("a.pth holds model and model_ema: took model",)
 
 
+def test_what_timms_training_saves_opens_as_timm_opens_it(tmp_path: Path) -> None:
+    import timm
+    from timm.models import load_checkpoint
+
+    names = ("state_dict", "state_dict_ema")
+    models = {name: timm.create_model("convnext_atto", num_classes=2) for name in names}
+    arguments = argparse.Namespace(model="convnext_atto")
+    states = {name: model.state_dict() for name, model in models.items()}
+    torch.save({"arch": "convnext_atto", "args": arguments, "epoch": 1, **states}, tmp_path / "last.pth.tar")
+    load_checkpoint(theirs := timm.create_model("convnext_atto", num_classes=2), str(tmp_path / "last.pth.tar"))
+    loaded = load_weights(ours := create_model("convnext_atto", num_classes=2), tmp_path / "last.pth.tar")
+    assert torch.equal(ours.state_dict()["head.weight"], theirs.state_dict()["head.fc.weight"])
+    assert loaded.notes == ("last.pth.tar holds state_dict_ema and state_dict: took state_dict_ema",)
+
+
 @pytest.mark.parametrize("name", ["a.safetensors", "best.bin"])
 def test_safetensors_whatever_the_suffix(source: nn.Module, name: str, tmp_path: Path) -> None:
     safetensors.torch.save_file(source.state_dict(), tmp_path / name)

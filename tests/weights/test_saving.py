@@ -215,8 +215,49 @@ def test_a_folder_in_use_is_left_alone(source: nn.Module, tmp_path: Path) -> Non
     (folder / "notes.txt").touch()
     with pytest.raises(UsageError, match="has other files in it"):
         convnext.save_weights(source, folder, "transformers")
-    with pytest.raises(UsageError, match="is the file to convert itself"):
-        convert(open_weights(folder), folder / "model.safetensors", "official")
+
+
+def test_what_is_converted_is_never_written_over(source: nn.Module, tmp_path: Path) -> None:
+    convnext.save_weights(source, tmp_path / "a", "transformers", classes=CLASSES)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    for out, layout in (("a/model.safetensors", "official"), ("a", "transformers"), ("a/../a", "transformers")):
+        with pytest.raises(UsageError, match="is what is to be converted itself"):
+            convert(open_weights(tmp_path / "a"), tmp_path / out, layout)  # pyright: ignore[reportArgumentType]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+def test_imagenets_names_reach_transformers(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    saved = convnext.save_weights(unnamed(), tmp_path / "few", "transformers")
+    assert saved.notes == ()
+    model = ConvNeXt((1, 1, 1, 1), 8, num_classes=1000)
+    saved = convnext.save_weights(model, tmp_path / "a", "transformers")
+    assert saved.notes == ("the 1000 classes have no names: ImageNet's are written, which has as many",)
+    labels: Any = AutoConfig.from_pretrained(tmp_path / "a").id2label
+    assert (labels[0], labels[999]) == ("tench", "toilet tissue")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_go_through_timms_own_folder(channels: int, tmp_path: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    theirs = randomize(timm.create_model("convnext_atto", num_classes=3, in_chans=channels))
+    save_for_hf(theirs, str(tmp_path / "theirs"))
+    opened = open_weights(tmp_path / "theirs")
+    images = torch.randn(1, channels, 64, 64, generator=torch.Generator().manual_seed(3))
+    convert(opened, tmp_path / "back", "timm")
+    back = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
+    assert torch.equal(logits(back, images), logits(theirs, images))
+    saved = convert(opened, tmp_path / "hf", "transformers")
+    assert saved.notes[0].startswith("transformers' image processors and pipelines give 3 channels, the network takes")
+
+
+def test_images_of_four_channels_are_no_pictures(tmp_path: Path) -> None:
+    convnext.save_weights(unnamed(in_channels=4), tmp_path / "a.pth")
+    with pytest.raises(UsageError, match=r"a.pth is for images of 4 channels, and pictures have 3, or 1"):
+        convnext.load(tmp_path / "a.pth")
 
 
 def test_damaged_words_beside_the_weights_are_named(source: nn.Module, tmp_path: Path) -> None:

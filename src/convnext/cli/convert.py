@@ -32,7 +32,7 @@ def convert(
 
     opened = open_weights(source)
     saved = write(opened, out, layout)
-    say_warnings(opened.notes, console_on(sys.stderr))
+    say_warnings((*opened.notes, *saved.notes), console_on(sys.stderr))
     if json:
         print_json(
             {

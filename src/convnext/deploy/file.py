@@ -3,9 +3,10 @@
 from functools import partial
 from pathlib import Path
 
+from convnext.data.imagenet import class_names, folder_names
 from convnext.data.preprocessing import Preprocessing
-from convnext.deploy.imagenet import class_names, folder_names
 from convnext.deploy.trained import Trained
+from convnext.errors import UsageError
 from convnext.weights.create import checkpoint
 from convnext.weights.description import default_preprocessing
 from convnext.weights.fetch import fetch
@@ -19,7 +20,7 @@ def open_file(path: Path) -> Trained:
     as many, and the published preprocessing for 224 px.
 
     Raises:
-        UsageError: there is no such file, or it is of no ConvNeXt.
+        UsageError: there is no such file, it is of no ConvNeXt, or of one for images of other than 1 or 3 channels.
         RunError: the file is damaged, holds code, or values that are not finite.
     """
     return trained(str(path), open_weights(path), None)
@@ -39,12 +40,23 @@ def open_tag(name: str) -> Trained:
 
 
 def trained(name: str, opened: Opened, preprocessing: Preprocessing | None, *notes: str) -> Trained:
-    """What was opened, with its classes and preprocessing."""
+    """What was opened, with its classes and preprocessing.
+
+    Raises:
+        UsageError: its images have channels that no picture has.
+    """
+    channels = opened.architecture.in_channels
+    if channels not in (1, 3):
+        raise UsageError(
+            f"{name} is for images of {channels} channels, and pictures have 3, or 1 where they are grey: use the "
+            f"network itself, convnext.create_model(..., in_channels={channels}) with convnext.load_weights"
+        )
     known = opened.description.preprocessing or preprocessing
     classes, own = opened.description.classes, opened.architecture.num_classes
     if classes is None:
-        classes = class_names(own) or tuple(f"class {label}" for label in range(own))
-        if own and not class_names(own):
+        known_names = class_names(own)
+        classes = known_names or tuple(f"class {label}" for label in range(own))
+        if own and not known_names:
             notes = (*notes, f"{name} does not name its {own} classes: they are called by their numbers")
     if known is None:
         known = default_preprocessing(opened.architecture)

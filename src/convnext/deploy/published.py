@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from convnext.data.imagenet import class_names, folder_names
 from convnext.data.preprocessing import Preprocessing
-from convnext.deploy.imagenet import class_names, folder_names
 from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError, unknown_name
 from convnext.models.references import list_references

@@ -76,19 +76,20 @@ def model_args(architecture: Architecture) -> dict[str, Any]:
     return arguments
 
 
-def read(document: dict[str, Any]) -> tuple[Any, Preprocessing]:
-    """Class names, or None, and the preprocessing.
+def read(document: dict[str, Any]) -> tuple[Any, Preprocessing | None]:
+    """Class names, or None, and the preprocessing; None where images have channels that no picture has.
 
     Raises:
         UsageError: the preprocessing is one that this package has not.
         KeyError: a field is missing.
     """
     options = document.get("pretrained_cfg", document)
-    _, height, width = options.get("input_size", (3, 224, 224))
+    names = document.get("label_names") or options.get("label_names")
+    channels, height, width = options.get("input_size", (3, 224, 224))
+    if channels not in (1, 3):
+        return names, None
     if height != width:
         raise UsageError(f"images of {width} x {height} pixels: this package takes squares")
     known = ("crop_mode", "interpolation", "mean", "std")
     given = {name: options[name] for name in known if options.get(name) is not None}
-    return document.get("label_names") or options.get("label_names"), Preprocessing(
-        height, options.get("crop_pct") or 0.875, **given
-    )
+    return names, Preprocessing(height, options.get("crop_pct") or 0.875, **given)

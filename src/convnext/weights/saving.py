@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from convnext.data.imagenet import class_names
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError, unknown_name
 from convnext.files import is_vacant, read_json, write_atomically, write_json
@@ -37,10 +38,12 @@ class Saved:
     Attributes:
         paths: the files.
         opens_with: the line of Python that opens them where they are meant for.
+        notes: what should be said of them.
     """
 
     paths: tuple[Path, ...]
     opens_with: str
+    notes: tuple[str, ...] = ()
 
 
 def save_weights(
@@ -88,8 +91,8 @@ def convert(opened: Opened, path: str | Path, layout: LayoutName) -> Saved:
         UsageError: the layout has no form for the network, or the path does not fit it.
         RunError: the disk is full, or the folder cannot be written to.
     """
-    if Path(path).resolve() == opened.path.resolve():
-        raise UsageError(f"{path} is the file to convert itself: choose another name")
+    if Path(path).resolve() in (opened.path.resolve(), opened.path.parent.resolve()):
+        raise UsageError(f"{path} is what is to be converted itself: choose another name")
     return write(opened.weights, opened.architecture, opened.description, Path(path), layout)
 
 
@@ -102,10 +105,17 @@ def write(
     check_form(architecture, layout)
     preprocessing = description.preprocessing or default_preprocessing(architecture)
     documents: dict[str, dict[str, Any]] = {}
+    notes: tuple[str, ...] = ()
     if layout == "transformers":
         norm_eps = description.norm_eps or architecture.norm_eps
         size = preprocessing.image_size
-        documents["config.json"] = config_transformers.write_config(architecture, description.classes, size, norm_eps)
+        classes = description.classes or class_names(architecture.num_classes)  # timm knows ImageNet's by itself
+        if classes and not description.classes:
+            notes = (f"the {len(classes)} classes have no names: ImageNet's are written, which has as many",)
+        if architecture.in_channels != 3:
+            given = f"the network takes {architecture.in_channels}: prepare images without them"
+            notes = (*notes, f"transformers' image processors and pipelines give 3 channels, {given}")
+        documents["config.json"] = config_transformers.write_config(architecture, classes, size, norm_eps)
         documents["preprocessor_config.json"] = config_transformers.write_preprocessor(preprocessing)
     if layout == "timm":
         documents["config.json"] = config_timm.write(architecture, description.classes, preprocessing)
@@ -115,7 +125,7 @@ def write(
     files = [path / name for name in documents] if target.parent == path else []
     for file in files:
         write_json(file, documents[file.name])
-    return Saved((target, *files), opens_with(architecture, path, layout))
+    return Saved((target, *files), opens_with(architecture, path, layout), notes)
 
 
 def in_layout(weights: dict[str, Tensor], architecture: Architecture, layout: LayoutName) -> dict[str, Tensor]:

@@ -15,7 +15,9 @@ from convnext.errors import RunError, printable, reason
 from convnext.weights.pickle_calls import SPECIAL_TENSORS, Built
 from convnext.weights.pickles import Contents, PickleError, contents
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
+# Where checkpoints keep the weights, the first that is there. What timm's training saves as state_dict_ema, timm opens
+# in place of the state_dict beside it.
+WRAPPERS = ("model", "state_dict_ema", "state_dict", "model_state_dict", "module", "model_ema")
 ZIP = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch before 1.6
 TAR = slice(257, 262)  # where a tar file says ``ustar``
