@@ -57,6 +57,7 @@ def test_a_run_answers_as_its_network_does(make_folder: MakeFolder, make_run: Ma
         assert prediction.error is None
 
 
+@pytest.mark.slow
 def test_a_run_on_digits_knows_them_as_files_again(tmp_path: Path) -> None:
     """Images that were held in memory in training are prepared alike when they come as files: nothing is cut off."""
     run = convnext.train(dataclasses.replace(digits(), epochs=3, model="roadmap_micro/kernel_7"), tmp_path / "run")

@@ -102,3 +102,9 @@ def test_too_little_memory(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("convnext.deploy.evaluate.evaluate_batches", too_large)
     with pytest.raises(RunError, match="batches of 64 are too large for the memory of cpu: lower --batch-size"):
         convnext.evaluate(make_run("digits"), device="cpu")
+
+
+def test_features_alone_are_not_evaluated(tmp_path: Path) -> None:
+    convnext.save_weights(convnext.create_model("convnext_atto", num_classes=0), tmp_path / "a.pth")
+    with pytest.raises(UsageError, match=r"a.pth has no classifier: train one on its features"):
+        convnext.evaluate(tmp_path / "a.pth", "digits", workers=0)

@@ -226,6 +226,7 @@ raise SystemExit(main(["predict", "run", *["photos"] * 5, "--out", "answers.csv"
 
 
 @pytest.mark.usefixtures("photos")
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_left() -> None:
     Path("answers.csv").write_text("before")
     words = [sys.executable, "-m", "convnext", "predict", "run", "-", "--out", "answers.csv", "--batch", "2"]
@@ -249,6 +250,7 @@ def test_ctrl_c_says_what_is_left() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal that is a file")
 @pytest.mark.usefixtures("photos")
+@pytest.mark.slow
 def test_a_terminal_gets_bars_for_few_images_and_lines_for_many() -> None:
     few = on_a_terminal(["predict", "run", "photos/cat/0.jpg", "gone.jpg"])
     assert "█" in few

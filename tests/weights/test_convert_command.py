@@ -73,7 +73,7 @@ def test_notes_are_warnings(here: Path, capsys: Capture) -> None:
     [
         (["none.pth", "b.pth"], 2, "no weights at none.pth"),
         (["a.safetensors", "b.onnx"], 2, "does not say its format"),
-        (["a.safetensors", "a.safetensors"], 2, "is the file to convert itself"),
+        (["a.safetensors", "a.safetensors"], 2, "is what is to be converted itself"),
         (["empty.pth", "b.pth"], 1, "empty.pth is empty"),
         (["a.safetensors", "file/b.pth"], 1, "cannot write file/b.pth"),
         (["a.safetensors", "file", "--layout", "timm"], 2, "file is a file, a folder is needed"),

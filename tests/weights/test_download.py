@@ -253,6 +253,7 @@ def test_threads_download_once(address: str, server: Server, path: Path) -> None
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.slow
 def test_processes_download_once(address: str, server: Server, path: Path) -> None:
     server.pause = 0.05
     context = multiprocessing.get_context("spawn")
@@ -336,6 +337,7 @@ def test_a_folder_that_cannot_be_written_to(address: str, tmp_path: Path) -> Non
         download(address, tmp_path / "taken" / "file.pth")
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_came_and_says_so(address: str, server: Server, path: Path) -> None:
     server.pause = 0.1
     code = (

@@ -195,7 +195,7 @@ def fetch_elsewhere(base: str, tmp_path: Path, **environment: str) -> subprocess
     return subprocess.run(words, env=os.environ | named | environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:9", "weights.invalid"])
+@pytest.mark.parametrize("host", ["127.0.0.1:9", pytest.param("weights.invalid", marks=pytest.mark.slow)])
 def test_without_a_network_the_word_comes_soon(host: str, tmp_path: Path) -> None:
     start = time.perf_counter()
     done = fetch_elsewhere(f"http://{host}/convnext", tmp_path, HF_ENDPOINT=f"http://{host}")
@@ -207,6 +207,7 @@ def test_without_a_network_the_word_comes_soon(host: str, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_environment_names_another_hub(server: Server, tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     server.files[HUB] = content = save(tensors)
     done = fetch_elsewhere("http://weights.invalid", tmp_path, HF_ENDPOINT=f"{server.address}/hub")

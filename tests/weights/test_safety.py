@@ -240,6 +240,7 @@ def test_headers_of_safetensors(oddity: str, tmp_path: Path) -> None:
     refused(write_safetensors(tmp_path / "a.safetensors", *HEADERS[oddity]), says="cannot read|holds no weights")
 
 
+@pytest.mark.slow
 def test_more_tensors_than_a_network_has(tmp_path: Path) -> None:
     entries = {f"a{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)}
     refused(
@@ -248,6 +249,7 @@ def test_more_tensors_than_a_network_has(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_many_blocks_are_answered_soon(tmp_path: Path) -> None:
     state = dict(tiny().state_dict())
     state |= {f"stages.2.{i}.dwconv.weight": torch.ones(32, 1, 1, 1) for i in range(20_000)}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
@@ -98,7 +99,8 @@ def test_a_file_by_itself_keeps_classes_and_preprocessing(source: nn.Module, nam
 
 
 def test_torchs_format_keeps_the_weights_alone_and_that_is_said(source: nn.Module, tmp_path: Path) -> None:
-    convnext.save_weights(source, tmp_path / "a.pth", classes=CLASSES)
+    saved = convnext.save_weights(source, tmp_path / "a.pth", classes=CLASSES)
+    assert saved.notes[0].startswith("a.pth holds the weights alone, without names of classes and preprocessing")
     with pytest.warns(convnext.WeightsWarning) as said:
         classifier = convnext.load(tmp_path / "a.pth")
     assert classifier.classes == ("class 0", "class 1", "class 2")
@@ -129,7 +131,7 @@ def test_networks_without_a_name_open_in_timm(tmp_path: Path) -> None:
         ("transformers", "a"),
     ],
 )
-@pytest.mark.parametrize("variant", ["convnext_atto", "convnext_tiny", None])
+@pytest.mark.parametrize("variant", ["convnext_atto", pytest.param("convnext_tiny", marks=pytest.mark.slow), None])
 def test_the_line_of_python_that_is_said_opens_it(layout: Any, name: str, variant: str | None, tmp_path: Path) -> None:
     import timm
     import torchvision
@@ -215,6 +217,23 @@ def test_a_folder_in_use_is_left_alone(source: nn.Module, tmp_path: Path) -> Non
     (folder / "notes.txt").touch()
     with pytest.raises(UsageError, match="has other files in it"):
         convnext.save_weights(source, folder, "transformers")
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        ("torchvision/resnet18", "which is no ConvNeXt"),
+        ("roadmap_micro/patchify_stem", "which differs from every ConvNeXt that other layouts describe"),
+    ],
+)
+def test_a_run_of_another_network_is_named(network: str, reason: str, tmp_path: Path) -> None:
+    model = convnext.create_model(network, num_classes=3)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "best.safetensors")
+    (tmp_path / "recipe.json").write_text(json.dumps({"model": network}))
+    with pytest.raises(UsageError) as raised:
+        open_weights(tmp_path)
+    assert str(raised.value).startswith(f"the run in {tmp_path} is of {network}, {reason}")
+    assert len(str(raised.value)) < 200 + len(str(tmp_path))
 
 
 def test_what_is_converted_is_never_written_over(source: nn.Module, tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def evaluate(
         workers: processes that read image files; -1 for one a core, at most 8.
 
     Raises:
-        UsageError: there is no such run or data, or the data has classes that the network does not know.
+        UsageError: there is no such run or data, the network has no classifier, or the data has classes that the
+            network does not know.
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
@@ -95,6 +96,10 @@ def evaluate(
         torch_device = choose_device(device, processes.local_rank)
         autocast = autocast_for(precision, torch_device)
         trained = open_trained(name)
+        if not trained.classes:
+            raise UsageError(
+                f"{name} has no classifier: train one on its features (convnext train FOLDER --weights FILE)"
+            )
         images = images_for(trained, None if data is None else str(data))
         size = trained.preprocessing.image_size
         whole = trained.preprocessing == Preprocessing.whole(size)  # what images in memory are prepared to, much faster

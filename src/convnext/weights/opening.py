@@ -6,11 +6,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from convnext.errors import UsageError, printable
+from convnext.files import read_json
 from convnext.weights.architecture import Architecture, architecture_of
 from convnext.weights.description import Description, describe
 from convnext.weights.layouts import DINOV3, to_official
 from convnext.weights.load import check_fit, unused_notes
-from convnext.weights.reading import read_weights, weights_file
+from convnext.weights.reading import BEST, read_weights, weights_file
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def open_weights(path: str | Path) -> Opened:
     path = weights_file(Path(path))
     read, notes = read_weights(path)
     official = to_official(read)
+    if official is None and (run := run_of(path)):
+        raise UsageError(f"{run}, which is no ConvNeXt: its weights have no other layout")
     if official is None:
         names = ", ".join(map(printable, list(read)[:3]))
         raise UsageError(
@@ -65,10 +68,12 @@ def open_weights(path: str | Path) -> Opened:
     try:
         architecture = architecture_of(official.weights)
         own = architecture.meta_weights()
+        weights, fresh = with_final_norm(official.weights, own, path)
+        check_fit(weights, own, path)
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-    weights, fresh = with_final_norm(official.weights, own, path)
-    check_fit(weights, own, path)
+        if run := run_of(path):
+            raise UsageError(f"{run}, which differs from every ConvNeXt that other layouts describe") from error
+        raise UsageError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     description = describe(path)
     if description.norm_eps is None:
         description = replace(description, norm_eps=official.norm_eps)
@@ -81,6 +86,15 @@ def open_weights(path: str | Path) -> Opened:
     if official.layout.startswith(DINOV3.name):
         notes = (*notes, f"{path.name} is DINOv3's: its licence has conditions of its own")
     return Opened(path, official.layout, weights, architecture, description, notes)
+
+
+def run_of(path: Path) -> str:
+    """Which network a run's weights are of, for a message; empty where they are of no run, or it does not say."""
+    recipe = path.with_name("recipe.json")
+    if path.name != BEST or not recipe.is_file():
+        return ""
+    model = read_json(recipe).get("model")
+    return f"the run in {path.parent} is of {model}" if model else ""
 
 
 def with_final_norm(

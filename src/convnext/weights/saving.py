@@ -120,6 +120,9 @@ def write(
     if layout == "timm":
         documents["config.json"] = config_timm.write(architecture, description.classes, preprocessing)
     target = target_of(path, layout)
+    if target.suffix in TORCH_SUFFIXES and (description.classes or description.preprocessing):
+        kept = "end the name in .safetensors to keep them"
+        notes = (*notes, f"{target.name} holds the weights alone, without names of classes and preprocessing: {kept}")
     tensors = in_layout(weights, architecture, layout)
     write_atomically(target, encoded(tensors, target, layout, description))
     files = [path / name for name in documents] if target.parent == path else []
