@@ -153,6 +153,7 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert answer.stderr == ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_training_with_reading_processes(make_folder: MakeFolder) -> None:
     data = make_folder({"cat": 60, "dog": 60})
     words = ["train", str(data), "--image-size", "64", "--workers", "2", "--batch-size", "8", "--out", "run"]

@@ -104,7 +104,7 @@ def test_torchs_format_keeps_the_weights_alone_and_that_is_said(source: nn.Modul
     with pytest.warns(convnext.WeightsWarning) as said:
         classifier = convnext.load(tmp_path / "a.pth")
     assert classifier.classes == ("class 0", "class 1", "class 2")
-    assert any("does not name its 3 classes" in str(warning.message) for warning in said)
+    assert any("has no names for its classes (3)" in str(warning.message) for warning in said)
     assert any("does not say how images are prepared" in str(warning.message) for warning in said)
 
 

@@ -57,7 +57,7 @@ def trained(name: str, opened: Opened, preprocessing: Preprocessing | None, *not
         known_names = class_names(own)
         classes = known_names or tuple(f"class {label}" for label in range(own))
         if own and not known_names:
-            notes = (*notes, f"{name} does not name its {own} classes: they are called by their numbers")
+            notes = (*notes, f"{name} has no names for its classes ({own}): they are called by their numbers")
     if known is None:
         known = default_preprocessing(opened.architecture)
         notes = (*notes, f"{name} does not say how images are prepared: as the published networks' for 224 px")
