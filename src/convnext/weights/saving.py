@@ -103,22 +103,7 @@ def write(
     if layout not in get_args(LayoutName):
         raise unknown_name("layout", layout, get_args(LayoutName))
     check_form(architecture, layout)
-    preprocessing = description.preprocessing or default_preprocessing(architecture)
-    documents: dict[str, dict[str, Any]] = {}
-    notes: tuple[str, ...] = ()
-    if layout == "transformers":
-        norm_eps = description.norm_eps or architecture.norm_eps
-        size = preprocessing.image_size
-        classes = description.classes or class_names(architecture.num_classes)  # timm knows ImageNet's by itself
-        if classes and not description.classes:
-            notes = (f"the {len(classes)} classes have no names: ImageNet's are written, which has as many",)
-        if architecture.in_channels != 3:
-            given = f"the network takes {architecture.in_channels}: prepare images without them"
-            notes = (*notes, f"transformers' image processors and pipelines give 3 channels, {given}")
-        documents["config.json"] = config_transformers.write_config(architecture, classes, size, norm_eps)
-        documents["preprocessor_config.json"] = config_transformers.write_preprocessor(preprocessing)
-    if layout == "timm":
-        documents["config.json"] = config_timm.write(architecture, description.classes, preprocessing)
+    documents, notes = configuration(architecture, description, layout)
     target = target_of(path, layout)
     if target.suffix in TORCH_SUFFIXES and (description.classes or description.preprocessing):
         kept = "end the name in .safetensors to keep them"
@@ -129,6 +114,28 @@ def write(
     for file in files:
         write_json(file, documents[file.name])
     return Saved((target, *files), opens_with(architecture, path, layout), notes)
+
+
+def configuration(
+    architecture: Architecture, description: Description, layout: LayoutName
+) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """The documents that a layout's library keeps beside the weights, by file name; and what should be said of them."""
+    preprocessing = description.preprocessing or default_preprocessing(architecture)
+    if layout == "timm":
+        return {"config.json": config_timm.write(architecture, description.classes, preprocessing)}, ()
+    if layout != "transformers":
+        return {}, ()
+    notes: tuple[str, ...] = ()
+    classes = description.classes or class_names(architecture.num_classes)  # timm knows ImageNet's by itself
+    if classes and not description.classes:
+        notes = (f"the {len(classes)} classes have no names: ImageNet's are written, which has as many",)
+    if architecture.in_channels != 3:
+        given = f"the network takes {architecture.in_channels}: prepare images without them"
+        notes = (*notes, f"transformers' image processors and pipelines give 3 channels, {given}")
+    norm_eps = description.norm_eps or architecture.norm_eps
+    config = config_transformers.write_config(architecture, classes, preprocessing.image_size, norm_eps)
+    preprocessor = config_transformers.write_preprocessor(preprocessing)
+    return {"config.json": config, "preprocessor_config.json": preprocessor}, notes
 
 
 def in_layout(weights: dict[str, Tensor], architecture: Architecture, layout: LayoutName) -> dict[str, Tensor]:
