@@ -2,16 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+import tyro
 
 from convnext.cli.speech import note, print_json
 
 
 def convert(
-    source: Positional[str],
-    out: Positional[Path],
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     layout: Literal["official", "timm", "torchvision", "transformers"] = "official",
     json: bool = False,
 ) -> None:

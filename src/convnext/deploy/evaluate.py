@@ -90,7 +90,7 @@ def evaluate(
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
-    if data is None and (is_published(name) or is_weights(name)):
+    if data is None and (is_published(name) or (is_weights(name) and Path(name).exists())):
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
     with joined(device) as processes:
         torch_device = choose_device(device, processes.local_rank)

@@ -8,7 +8,7 @@ from convnext.deploy.trained import Trained, open_run
 from convnext.errors import UsageError
 from convnext.models import is_reference
 from convnext.models.convnext import VARIANTS
-from convnext.weights.reading import IN_FOLDERS, mode_of
+from convnext.weights.reading import IN_FOLDERS, SUFFIXES, mode_of
 
 LONGEST_NAME = 255  # bytes that file systems take; beyond, looking for it fails in other ways
 
@@ -21,11 +21,11 @@ def is_published(name: str | Path) -> bool:
 
 
 def is_weights(name: str | Path) -> bool:
-    """Whether a name means a weights file, or a folder with one that is no run's."""
+    """Whether a name means a weights file, there or not, or a folder with one that is no run's."""
     path = Path(name)
-    return path.is_file() or (
-        not (path / "recipe.json").exists() and any((path / file).is_file() for file in IN_FOLDERS)
-    )
+    if not path.is_dir():
+        return path.is_file() or path.suffix in SUFFIXES
+    return not (path / "recipe.json").exists() and any((path / file).is_file() for file in IN_FOLDERS)
 
 
 def open_trained(name: str | Path) -> Trained:

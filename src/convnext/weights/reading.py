@@ -13,6 +13,8 @@ from convnext.errors import RunError, UsageError, printable
 from convnext.weights.torch_files import WRAPPERS, damaged, read_torch
 
 PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 BEST = "best.safetensors"
 IN_FOLDERS = (  # a run's, and what the hub's repositories call theirs
     BEST,

@@ -20,10 +20,9 @@ from convnext.weights.description import Description, default_preprocessing
 from convnext.weights.layouts import TIMM, TIMM_CONV_MLP, TORCHVISION, TRANSFORMERS, to_official
 from convnext.weights.load import check_fit
 from convnext.weights.opening import Opened
+from convnext.weights.reading import SUFFIXES, TORCH_SUFFIXES
 
 LayoutName = Literal["official", "timm", "torchvision", "transformers"]
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 TORCHVISION_BUILDERS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 FOLDER_FILES = {
     "timm": {"model.safetensors", "config.json"},
