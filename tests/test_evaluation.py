@@ -172,6 +172,7 @@ try:
 except RunError as error:
     print(error)
 distributed.barrier()  # none leaves while another is still connected to it
+del model  # which holds the group: its threads would outlive the interpreter, and one that then wants it aborts
 distributed.destroy_process_group()
 """
 
