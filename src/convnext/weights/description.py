@@ -27,13 +27,11 @@ class Description:
         classes: the names of the classes, in the order of the logits.
         preprocessing: how images are prepared.
         norm_eps: what the norm behind the pooling adds to the variance.
-        notes: what should be said.
     """
 
     classes: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
     norm_eps: float | None = None
-    notes: tuple[str, ...] = ()
 
     def metadata(self) -> dict[str, str]:
         """The description as a safetensors file's metadata."""

@@ -82,7 +82,7 @@ def open_weights(path: str | Path) -> Opened:
             f"{path} has a classifier of {architecture.num_classes} classes, and {len(description.classes)} names of "
             "classes beside it: they are of different networks"
         )
-    notes = (*notes, *unused_notes(official, path), *fresh, *description.notes)
+    notes = (*notes, *unused_notes(official, path), *fresh)
     if official.layout.startswith(DINOV3.name):
         notes = (*notes, f"{path.name} is DINOv3's: its licence has conditions of its own")
     return Opened(path, official.layout, weights, architecture, description, notes)

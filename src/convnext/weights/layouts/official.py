@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from convnext.weights.layouts.rules import Layout, Rule, flat, on_positions, same
+from convnext.weights.layouts.rules import Layout, Rule, flat, on_positions
 
 
 def dense_kernel(kernel: Tensor) -> Tensor:
@@ -31,22 +31,29 @@ def row(bias: Tensor) -> Tensor:
     return bias.reshape(1, -1)
 
 
+def kept(*names: str) -> tuple[Rule, ...]:
+    """The rules of names that are the official ones."""
+    return tuple(Rule(name, name) for name in names)
+
+
 def block(place: str) -> tuple[Rule, ...]:
     """The rules of a block of V1, whose names here are the official ones."""
-    parts = (f"{place}.{part}.{{p}}" for part in ("dwconv", "norm", "pwconv1", "pwconv2"))
-    return tuple(Rule(name, name) for name in (f"{place}.gamma", *parts))
+    parts = ("gamma", "dwconv.{p}", "norm.{p}", "pwconv1.{p}", "pwconv2.{p}")
+    return kept(*(f"{place}.{part}" for part in parts))
+
+
+END = kept("norm.{p}", "head.{p}")
 
 
 OFFICIAL = Layout(
     "official",
     anchors=("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight"),
     rules=(
-        Rule("downsample_layers.{i}.{j}.{p}", "downsample_layers.{i}.{j}.{p}"),
+        *kept("downsample_layers.{i}.{j}.{p}"),
         *block("stages.{i}.{j}"),
         Rule("stages.{i}.{j}.grn.gamma", "stages.{i}.{j}.grn.gamma", on_positions),  # (1, 4C) after masked pre-training
         Rule("stages.{i}.{j}.grn.beta", "stages.{i}.{j}.grn.beta", on_positions),
-        Rule("norm.{p}", "norm.{p}"),
-        Rule("head.{p}", "head.{p}"),
+        *END,
     ),
     unused=("norms.", "decoder.", "proj.", "pred.", "mask_token"),  # DINOv3's map norms, FCMAE's decoder
 )
@@ -55,10 +62,9 @@ ISOTROPIC = Layout(
     "official",
     anchors=("stem.weight", "blocks.0.dwconv.weight"),
     rules=(
-        Rule("stem.{p}", "stem.{p}"),
+        *kept("stem.{p}"),
         *block("blocks.{j}"),
-        Rule("norm.{p}", "norm.{p}"),
-        Rule("head.{p}", "head.{p}"),
+        *END,
     ),
 )
 
@@ -66,7 +72,7 @@ SPARSE = Layout(
     "official, sparse",
     anchors=("downsample_layers.0.0.weight", "stages.0.0.dwconv.kernel"),
     rules=(
-        Rule("downsample_layers.0.{j}.{p}", "downsample_layers.0.{j}.{p}"),  # the stem is dense
+        *kept("downsample_layers.0.{j}.{p}"),  # the stem is dense
         Rule("downsample_layers.{i}.0.ln.{p}", "downsample_layers.{i}.0.{p}"),
         Rule("downsample_layers.{i}.1.kernel", "downsample_layers.{i}.1.weight", dense_kernel, sparse_kernel),
         Rule("downsample_layers.{i}.1.bias", "downsample_layers.{i}.1.bias", flat, row),
@@ -77,8 +83,7 @@ SPARSE = Layout(
         Rule("stages.{i}.{j}.grn.gamma", "stages.{i}.{j}.grn.gamma", on_positions, lambda gamma: row(flat(gamma))),
         Rule("stages.{i}.{j}.grn.beta", "stages.{i}.{j}.grn.beta", on_positions, lambda beta: row(flat(beta))),
         Rule("stages.{i}.{j}.pwconv2.linear.{p}", "stages.{i}.{j}.pwconv2.{p}"),
-        Rule("norm.{p}", "norm.{p}", same),
-        Rule("head.{p}", "head.{p}", same),
+        *END,
     ),
     unused=OFFICIAL.unused,
 )
