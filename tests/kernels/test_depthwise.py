@@ -30,7 +30,14 @@ SHAPES = [  # N, C, H, W, k
     (1, 5, 30, 400, 11),  # maps packed in several parts, and a kernel's row summed in several
     (0, 8, 4, 4, 3),
 ]
+NATIVE = depthwise.native_weight_gradient
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the fast path for small maps too."""
+    monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -172,6 +179,7 @@ def close(values: list[Tensor], references: list[Tensor], tolerance: float) -> b
 
 
 @needs_compiler
+@pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("way", ["eager", "compiled", "checkpointed"])
 def test_module_equals_torchs(way: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,17 +199,16 @@ def test_module_equals_torchs(way: str, precision: str, monkeypatch: pytest.Monk
     assert close(fast[1:], slow[1:], 1e-5 if precision == "fp32" else 1e-2)
 
 
-NATIVE = depthwise.native_weight_gradient
-
-
-@pytest.mark.parametrize("case", ["evaluation", "no_grad", "frozen", "float64", "fp16 autocast", "meta"])
+@pytest.mark.parametrize("case", ["evaluation", "no_grad", "frozen", "float64", "fp16 autocast", "meta", "small"])
 def test_module_is_torchs_where_nothing_is_gained(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def unexpected(*_: Any) -> Any:
         raise AssertionError("the fast path was taken")
 
     monkeypatch.setattr("convnext.models.layers.depthwise_conv2d", unexpected)
+    if case != "small":
+        monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
     module, x = DepthwiseConv2d(4, 3), torch.randn(1, 4, 5, 5)
-    if available():
+    if available() and case != "small":
         with pytest.raises(AssertionError):
             module(x)
     if case == "evaluation":
@@ -216,6 +223,7 @@ def test_module_is_torchs_where_nothing_is_gained(case: str, monkeypatch: pytest
         assert module(x).shape == x.shape
 
 
+@pytest.mark.usefixtures("any_size")
 def test_export_of_training_and_evaluation() -> None:
     module, x = DepthwiseConv2d(4, 3), torch.randn(2, 4, 6, 6)
     for mode in (True, False):
@@ -227,6 +235,7 @@ def test_export_of_training_and_evaluation() -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("any_size")
 def test_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every gradient of a whole network; the loss to the bit."""
     model = convnext.create_model("convnext_atto", num_classes=3).train()

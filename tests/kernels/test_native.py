@@ -19,7 +19,7 @@ import torch, warnings
 from convnext.kernels import native
 from convnext.models.layers import DepthwiseConv2d
 for _ in range(2):
-    DepthwiseConv2d(4, 3)(torch.randn(1, 4, 5, 5)).sum().backward()
+    DepthwiseConv2d(64, 3)(torch.randn(8, 64, 32, 32)).sum().backward()
 print("native" if native.available() else "plain")
 """
 

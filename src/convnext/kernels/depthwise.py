@@ -15,14 +15,19 @@ from convnext.errors import RunError, UsageError
 from convnext.kernels.native import available, library
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+LEAST_PRODUCTS = 2_000_000  # of a convolution; below, an operator written in Python takes longer than it saves
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:
     """Whether training with :func:`depthwise_conv2d` is faster here than with torch's convolution.
 
-    So it is on the CPU, where a gradient of the weight is wanted, in fp32 and bf16, with a compiler.
+    So it is on the CPU, where a gradient of the weight is wanted, in fp32 and bf16, with a compiler, for all but the
+    smallest maps.
     """
     if not (x.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled()):
+        return False
+    # A compiled operator costs less, and a graph for any batch size must not depend on it.
+    if not torch.compiler.is_compiling() and x.numel() * weight[0].numel() < LEAST_PRODUCTS:
         return False
     dtypes = (torch.get_autocast_dtype("cpu"),) if torch.is_autocast_enabled("cpu") else (x.dtype, weight.dtype)
     return all(dtype in NATIVE_DTYPES for dtype in dtypes) and available()
