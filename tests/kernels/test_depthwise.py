@@ -224,6 +224,20 @@ def test_module_is_torchs_where_nothing_is_gained(case: str, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("any_size")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_transforms_and_tracing_of_a_module_in_training() -> None:
+    module, x = DepthwiseConv2d(4, 3), torch.randn(2, 4, 6, 6)
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(module, parameters, (x,)).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(module.named_parameters()), x[:, None])
+    loss(dict(module.named_parameters()), x).backward()
+    assert close([per_sample["weight"].sum(0)], [module.weight.grad], 1e-5)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(torch.jit.trace(module, x)(x), module(x))  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.usefixtures("any_size")
 def test_export_of_training_and_evaluation() -> None:
     module, x = DepthwiseConv2d(4, 3), torch.randn(2, 4, 6, 6)
     for mode in (True, False):

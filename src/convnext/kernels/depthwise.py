@@ -22,12 +22,16 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
     """Whether training with :func:`depthwise_conv2d` is faster here than with torch's convolution.
 
     So it is on the CPU, where a gradient of the weight is wanted, in fp32 and bf16, with a compiler, for all but the
-    smallest maps.
+    smallest maps; and not inside torch.func's transforms and torch.jit.trace, which know torch's convolution alone.
     """
     if not (x.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled()):
         return False
-    # A compiled operator costs less, and a graph for any batch size must not depend on it.
-    if not torch.compiler.is_compiling() and x.numel() * weight[0].numel() < LEAST_PRODUCTS:
+    # A compiled operator costs less, and a graph for any batch size must not depend on the size of one.
+    if not torch.compiler.is_compiling() and (
+        torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or x.numel() * weight[0].numel() < LEAST_PRODUCTS
+    ):
         return False
     dtypes = (torch.get_autocast_dtype("cpu"),) if torch.is_autocast_enabled("cpu") else (x.dtype, weight.dtype)
     return all(dtype in NATIVE_DTYPES for dtype in dtypes) and available()
