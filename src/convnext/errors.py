@@ -32,7 +32,7 @@ class WeightsWarning(UserWarning):
 
 
 class KernelsWarning(UserWarning):
-    """A fast form that this machine cannot have: what it computes stays the same, but takes longer."""
+    """A fast form that this machine cannot have: the same is computed, but takes longer."""
 
 
 class LicenceWarning(UserWarning):

@@ -1,6 +1,7 @@
 """The C code of this folder as a library, built by the machine's own compiler when it is first needed.
 
-Whether one was built never changes what a network computes, only how fast: where it cannot be, that is said once.
+Whether one was built changes how fast a network trains, and its gradients by rounding alone. Where it cannot be built,
+that is said once.
 """
 
 import ctypes
