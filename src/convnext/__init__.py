@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convnext.deploy.classifier import Classifier, Prediction, load
     from convnext.deploy.evaluate import Evaluation, evaluate
-    from convnext.errors import ConvNeXtError, LicenceWarning, RunError, UsageError, WeightsWarning
+    from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
     from convnext.training.choice import recipe_for
@@ -27,6 +27,7 @@ __all__ = [
     "Cost",
     "Design",
     "Evaluation",
+    "KernelsWarning",
     "LicenceWarning",
     "Loaded",
     "Prediction",
@@ -51,7 +52,14 @@ __all__ = [
 _HOMES = {
     "convnext.deploy.classifier": ("Classifier", "Prediction", "load"),
     "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
-    "convnext.errors": ("ConvNeXtError", "LicenceWarning", "RunError", "UsageError", "WeightsWarning"),
+    "convnext.errors": (
+        "ConvNeXtError",
+        "KernelsWarning",
+        "LicenceWarning",
+        "RunError",
+        "UsageError",
+        "WeightsWarning",
+    ),
     "convnext.models": ("Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
     "convnext.training.recipe": ("Recipe",),

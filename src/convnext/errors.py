@@ -31,6 +31,10 @@ class WeightsWarning(UserWarning):
     """Something that a network's weights do not bring, such as a classifier for the wanted number of classes."""
 
 
+class KernelsWarning(UserWarning):
+    """A fast form that this machine cannot have: the same is computed, but takes longer."""
+
+
 class LicenceWarning(UserWarning):
     """Weights under a licence that forbids commercial use."""
 

@@ -110,6 +110,11 @@ def cannot_write(path: Path, error: OSError, size: int) -> RunError:
     return RunError(f"cannot write {path}: {error.strerror}")
 
 
+def user_cache(kind: str) -> Path:
+    """``convnext/KIND`` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnext" / kind
+
+
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is free to be used: it is not there, or holds nothing but hidden files."""
     if not folder.exists():

@@ -11,6 +11,7 @@ import torch
 from convnext.data.folder import read_folder
 from convnext.data.images import ImageData, MemoryImages
 from convnext.errors import RunError, UsageError, unknown_name
+from convnext.files import user_cache
 
 NAMES = ("digits", "cifar10", "cifar100")
 
@@ -84,4 +85,4 @@ def data_cache() -> Path:
     """The folder for downloaded data: ``CONVNEXT_DATA``, or ``convnext/data`` in the user's cache."""
     if "CONVNEXT_DATA" in os.environ:
         return Path(os.environ["CONVNEXT_DATA"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnext" / "data"
+    return user_cache("data")

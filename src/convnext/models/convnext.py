@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convnext.errors import UsageError
 from convnext.models.layers import (
+    DepthwiseConv2d,
     DropPath,
     GlobalResponseNorm,
     LayerNorm2d,
@@ -33,7 +34,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, drop_path: float, layer_scale: float | None, grn: bool) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.dwconv = DepthwiseConv2d(channels, kernel_size)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convnext.errors import UsageError
 from convnext.models.convnext import StagedNetwork, check_kernel_size, check_options, patchify
 from convnext.models.layers import (
+    DepthwiseConv2d,
     DropPath,
     GELU2d,
     LayerNorm2d,
@@ -134,15 +135,7 @@ class DesignBlock(nn.Module):
         bias = bias_before_norm or not every_norm
 
         self.prenorm = norm2d(design, in_channels) if design.norms == 2 else nn.Identity()
-        self.dwconv = nn.Conv2d(
-            spatial,
-            spatial,
-            design.kernel_size,
-            stride,
-            padding=design.kernel_size // 2,
-            groups=spatial if design.depthwise else 1,
-            bias=bias_before_norm,
-        )
+        self.dwconv = spatial_convolution(design, spatial, stride, bias_before_norm)
         self.norm = norm2d(design, spatial)
         self.spatial_act = activation(design) if design.activations > 1 or not self.spatial_first else nn.Identity()
         self.pwconv1 = pointwise(design, spatial if self.spatial_first else in_channels, hidden, bias)
@@ -239,6 +232,15 @@ def downsampling(design: Design, in_channels: int, out_channels: int) -> nn.Sequ
     """A 2x2/2 convolution between two stages, behind a norm where the design has stage norms."""
     norm = norm2d(design, in_channels) if design.stage_norms else nn.Identity()
     return nn.Sequential(norm, nn.Conv2d(in_channels, out_channels, 2, 2))
+
+
+def spatial_convolution(design: Design, channels: int, stride: int, bias: bool) -> nn.Conv2d:
+    """The block's convolution over positions, (N, channels, H, W) to (N, channels, H / stride, W / stride)."""
+    if design.depthwise and stride == 1:
+        return DepthwiseConv2d(channels, design.kernel_size, bias)
+    groups = channels if design.depthwise else 1
+    padding = design.kernel_size // 2
+    return nn.Conv2d(channels, channels, design.kernel_size, stride, padding, groups=groups, bias=bias)
 
 
 def norm2d(design: Design, channels: int) -> nn.Module:

@@ -6,6 +6,8 @@ Maps are (N, C, H, W), kept in channels_last memory, so that the (N, H, W, C) vi
 import torch
 from torch import Tensor, nn
 
+from convnext.kernels.depthwise import depthwise_conv2d, is_fast
+
 
 def to_nhwc(x: Tensor) -> Tensor:
     """View (N, C, H, W) as (N, H, W, C)."""
@@ -32,6 +34,21 @@ class PointwiseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return to_nchw(super().forward(to_nhwc(input)))
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution of odd size and stride 1 that keeps (N, C, H, W); trains faster on the CPU than torch's.
+
+    Its output, parameters and state dict are those of ``nn.Conv2d``, whose forward it is wherever it is not faster.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and is_fast(input, self.weight):
+            return depthwise_conv2d(input, self.weight, self.bias)
+        return super().forward(input)
 
 
 class GELU2d(nn.GELU):

@@ -9,6 +9,7 @@ import torch
 
 from convnext.console import console_on, say
 from convnext.errors import RunError
+from convnext.files import user_cache
 from convnext.quantities import megabytes
 from convnext.weights.download import DownloadError, download, sha256_of
 from convnext.weights.published import Published, published, tags_of
@@ -29,7 +30,7 @@ def at_hand(variant: str, tag: str | None = None) -> Path | None:
     """
     for wanted in tags_of(variant) if tag is None else [tag]:
         row = published(variant, wanted)
-        for folder in (weights_cache(), Path(torch.hub.get_dir()) / "checkpoints", user_cache()):
+        for folder in (weights_cache(), Path(torch.hub.get_dir()) / "checkpoints", user_cache("weights")):
             if (folder / row.file).is_file():
                 return folder / row.file
         if found := in_hub_cache(row):
@@ -124,9 +125,4 @@ def unavailable(row: Published, reason: str) -> RunError:
 
 def weights_cache() -> Path:
     """The folder for downloaded weights: ``CONVNEXT_WEIGHTS``, or ``convnext/weights`` in the user's cache."""
-    return Path(os.environ["CONVNEXT_WEIGHTS"]) if "CONVNEXT_WEIGHTS" in os.environ else user_cache()
-
-
-def user_cache() -> Path:
-    """``convnext/weights`` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "convnext" / "weights"
+    return Path(os.environ["CONVNEXT_WEIGHTS"]) if "CONVNEXT_WEIGHTS" in os.environ else user_cache("weights")

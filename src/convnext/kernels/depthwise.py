@@ -1,0 +1,163 @@
+"""The depthwise convolution (odd size, stride 1, padding that keeps the map's size) with a fast backward on the CPU.
+
+Forward is torch's own, to the bit. The gradient with respect to the input is a forward convolution with the kernel
+turned by 180 degrees; the one with respect to the weight is the C code beside this file, in fp32 and bf16, where a
+compiler built it, and torch's own elsewhere.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convnext.errors import RunError, UsageError
+from convnext.kernels.native import available, library
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+LEAST_PRODUCTS = 2_000_000  # of a convolution; below, an operator written in Python takes longer than it saves
+
+
+def is_fast(x: Tensor, weight: Tensor) -> bool:
+    """Whether training with :func:`depthwise_conv2d` is faster here than with torch's convolution.
+
+    So it is on the CPU, where a gradient of the weight is wanted, in fp32 and bf16, with a compiler, for all but the
+    smallest maps; and not inside torch.func's transforms and torch.jit.trace, which know torch's convolution alone.
+    """
+    if not (x.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled()):
+        return False
+    # A compiled operator costs less, and a graph for any batch size must not depend on the size of one.
+    if not torch.compiler.is_compiling() and (
+        torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or x.numel() * weight[0].numel() < LEAST_PRODUCTS
+    ):
+        return False
+    dtypes = (torch.get_autocast_dtype("cpu"),) if torch.is_autocast_enabled("cpu") else (x.dtype, weight.dtype)
+    return all(dtype in NATIVE_DTYPES for dtype in dtypes) and available()
+
+
+@torch.library.custom_op("convnext::depthwise_conv2d", mutates_args=())
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``conv2d(x, weight, bias, padding=k // 2, groups=C)``; bf16 under autocast on the CPU.
+
+    Args:
+        x: (N, C, H, W); fast in channels_last memory.
+        weight: (C, 1, k, k), k odd.
+        bias: (C).
+
+    Raises:
+        UsageError: the weight is of another shape.
+    """
+    channels, multiplier, height, width = weight.shape
+    if (multiplier, width) != (1, height) or height % 2 == 0 or x.shape[1] != channels:
+        raise UsageError(
+            f"a weight of {tuple(weight.shape)} for maps of {tuple(x.shape)}: needs (C, 1, k, k) with k odd and the "
+            "maps' channels"
+        )
+    return convolve(x, weight, bias)
+
+
+@torch.library.custom_op("convnext::depthwise_weight_gradient", mutates_args=())
+def depthwise_weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """The gradients with respect to weight (C, 1, k, k) and bias (C), in the maps' dtype.
+
+    The same to the bit for any number of threads.
+
+    Args:
+        x: the convolution's input, (N, C, H, W).
+        grad: the gradient with respect to its output, (N, C, H, W).
+        kernel_size: k, odd.
+    """
+    if x.device.type == "cpu" and x.dtype == grad.dtype and x.dtype in NATIVE_DTYPES:
+        native = library()
+        if native is not None:
+            return native_weight_gradient(native, x, grad, kernel_size)
+    return plain_weight_gradient(x, grad, kernel_size)
+
+
+def plain_weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """The same by torch: the reference."""
+    channels, padding = x.shape[1], kernel_size // 2
+    weight = x.new_empty((channels, 1, kernel_size, kernel_size))  # only its shape is used
+    _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward.default(
+        grad, x, weight, [channels], [1, 1], [padding] * 2, [1, 1], False, [0, 0], channels, [False, True, True]
+    )
+    return weight_gradient.contiguous(), bias_gradient
+
+
+def native_weight_gradient(native: ctypes.CDLL, x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """The same by the C code, summed in fp32.
+
+    Raises:
+        RunError: there is no memory for the sums.
+    """
+    x, grad = (maps.permute(0, 2, 3, 1).contiguous() for maps in (x, grad))  # (N, H, W, C)
+    samples, height, width, channels = x.shape
+    weight_gradient = torch.empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
+    bias_gradient = torch.empty(channels, dtype=torch.float32)
+    status = native.convnext_depthwise_weight_gradient(
+        *(tensor.data_ptr() for tensor in (x, grad, weight_gradient, bias_gradient)),
+        *(samples, height, width, channels, kernel_size),
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    if status:
+        raise RunError("no memory is left for a convolution's gradient: take a smaller batch")
+    return weight_gradient.to(x.dtype), bias_gradient.to(x.dtype)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch's convolution with padding that keeps the map's size; autocast leaves this one alone."""
+    padding, channels = weight.shape[-1] // 2, weight.shape[0]
+    return torch.ops.aten.convolution.default(x, weight, bias, [1, 1], [padding] * 2, [1, 1], False, [0, 0], channels)
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient with respect to the input."""
+    return convolve(grad, weight.flip(2, 3))
+
+
+@depthwise_conv2d.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return convolve(x, weight, bias)
+
+
+@depthwise_weight_gradient.register_fake
+def _(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    channels = x.shape[1]
+    return x.new_empty((channels, 1, kernel_size, kernel_size)), x.new_empty(channels)
+
+
+def save_for_conv2d(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:  # noqa: ARG001
+    """Keep what :func:`conv2d_backward` needs."""
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients with respect to x, weight and bias, each where it is wanted."""
+    x, weight = ctx.saved_tensors
+    wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+    x_gradient = input_gradient(grad, weight) if wants_x else None
+    if not (wants_weight or wants_bias):
+        return x_gradient, None, None
+    weight_gradient, bias_gradient = depthwise_weight_gradient(x, grad, weight.shape[-1])
+    return x_gradient, weight_gradient if wants_weight else None, bias_gradient if wants_bias else None
+
+
+def save_for_weight_gradient(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Any) -> None:  # noqa: ARG001
+    """Keep what :func:`weight_gradient_backward` needs."""
+    x, grad, _ = inputs
+    ctx.save_for_backward(x, grad)
+
+
+def weight_gradient_backward(ctx: Any, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, None]:
+    """The weight's gradient is linear in x and in grad: ``weight`` and ``bias`` are what reaches its two outputs."""
+    x, grad = ctx.saved_tensors
+    return input_gradient(grad, weight), convolve(x, weight, bias), None
+
+
+depthwise_conv2d.register_autograd(conv2d_backward, setup_context=save_for_conv2d)
+depthwise_conv2d.register_autocast("cpu", torch.bfloat16)
+depthwise_weight_gradient.register_autograd(weight_gradient_backward, setup_context=save_for_weight_gradient)
