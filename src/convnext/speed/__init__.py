@@ -1,0 +1,1 @@
+"""How fast a network runs on this machine, against its peers, and its fastest equivalent."""
