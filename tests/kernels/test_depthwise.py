@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import convnext
 from convnext.errors import UsageError
@@ -260,3 +261,12 @@ def test_network_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(fast[0], slow[0])
     assert close(fast[1:], slow[1:], 1e-4)
     assert any(not torch.equal(a, b) for a, b in zip(fast, slow, strict=True))  # two paths were compared
+
+
+@needs_compiler
+@pytest.mark.usefixtures("any_size")
+def test_torch_counts_its_operations() -> None:
+    layer = DepthwiseConv2d(18, 5)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(2, 18, 9, 7, requires_grad=True)).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 2 * 18 * 9 * 7 * 5**2  # forward and two gradients

@@ -6,10 +6,13 @@ compiler built it, and torch's own elsewhere.
 """
 
 import ctypes
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from convnext.errors import RunError, UsageError
 from convnext.kernels.native import available, library
@@ -161,3 +164,18 @@ def weight_gradient_backward(ctx: Any, weight: Tensor, bias: Tensor) -> tuple[Te
 depthwise_conv2d.register_autograd(conv2d_backward, setup_context=save_for_conv2d)
 depthwise_conv2d.register_autocast("cpu", torch.bfloat16)
 depthwise_weight_gradient.register_autograd(weight_gradient_backward, setup_context=save_for_weight_gradient)
+
+
+def flop_count(shape: Sequence[int], kernel_size: int) -> int:
+    """Products and sums of one depthwise convolution of (N, C, H, W), forward or one gradient."""
+    return 2 * math.prod(shape) * kernel_size**2
+
+
+@register_flop_formula(torch.ops.convnext.depthwise_conv2d)
+def _(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return flop_count(x_shape, weight_shape[-1])
+
+
+@register_flop_formula(torch.ops.convnext.depthwise_weight_gradient)
+def _(x_shape: Sequence[int], _: Any, kernel_size: int, **__: Any) -> int:
+    return flop_count(x_shape, kernel_size)
