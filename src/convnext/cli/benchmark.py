@@ -71,5 +71,5 @@ def benchmark(
             say(line, console_on(sys.stderr))
     except KeyboardInterrupt:
         show()
-        raise KeyboardInterrupt("Interrupted. What was measured until then is above.") from None
+        raise KeyboardInterrupt("Interrupted. What was measured until then is on stdout.") from None
     show()

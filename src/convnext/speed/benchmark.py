@@ -17,7 +17,7 @@ from convnext.speed.clock import alternate
 from convnext.speed.peers import PEERS
 from convnext.speed.plan import Plan
 from convnext.speed.process import Row, RowProcess
-from convnext.speed.ratios import ceiling_of, document_row, growth, share_of_ceiling, to_best_peer
+from convnext.speed.ratios import ceiling_of, document_row, growth, share_of_ceiling, times_best_peer, to_best_peer
 
 AHEAD = 1  # processes that start while another prepares: importing takes seconds and little else
 
@@ -92,7 +92,7 @@ class Benchmark:
         return {
             "environment": self.environment(),
             "ceiling": ceiling_of(self.rows(), self.plan.macs),
-            "rows": [document_row(row, share) for row, share in zip(rows, shares, strict=True)],
+            "rows": [document_row(*facts) for facts in zip(rows, shares, times_best_peer(rows), strict=True)],
             "ratios": {"to_best_peer": to_best_peer(rows), "growth": growth(rows, shares)},
             "notes": self.plan.notes,
         }

@@ -1,5 +1,7 @@
 """The memory that a process or a GPU held at most while something ran."""
 
+import ctypes
+import gc
 import resource
 import sys
 from contextlib import suppress
@@ -20,6 +22,7 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        give_back()  # what importing left free would hide as much of what comes
         self.before = resident("VmRSS") if device.type == "cpu" else 0
 
     def begin(self) -> None:
@@ -35,6 +38,13 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return max(0, resident("VmHWM") - self.before) if self.device.type == "cpu" else None
+
+
+def give_back() -> None:
+    """Give memory that is free in this process back to the system; nothing where that is not glibc's to do."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(field: str) -> int:

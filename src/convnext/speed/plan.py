@@ -40,7 +40,8 @@ class Plan:
     """A benchmark to be run.
 
     Attributes:
-        groups: rows that take turns with each other: those of a mode and a batch, with the ceiling's.
+        groups: rows that take turns with each other, each in memory with its process: those of a mode, a batch and a
+            precision, with the ceiling's.
         models: the opened networks by name.
         macs: multiply-accumulates of an image, by network.
         notes: what is left out, and why.
@@ -118,17 +119,13 @@ def make_plan(
         libraries[network.name] = [own, *peers_of(network, own, against, notes)]
     channels = {network.name: image_channels(network.model) if network.model else 3 for network in networks}
     groups = []
-    for mode, batch in product(dict.fromkeys(modes), dict.fromkeys(batches)):
-        group = [
-            Case("matrix products", CEILING, mode, precision, batch, "eager", device=str(used))  # pyright: ignore
-            for precision in columns
-        ]
-        for name, precision in product(libraries, columns):
-            for library in libraries[name]:
-                group += [
-                    Case(name, library, mode, precision, batch, setting, sizes[name], channels[name], str(used))  # pyright: ignore
-                    for setting in settings_for(library, mode, compiled)  # pyright: ignore
-                ]
+    for mode, batch, precision in product(dict.fromkeys(modes), dict.fromkeys(batches), columns):
+        group = [Case("matrix products", CEILING, mode, precision, batch, "eager", device=str(used))]  # pyright: ignore
+        for name, library in [(network, library) for network in libraries for library in libraries[network]]:
+            group += [
+                Case(name, library, mode, precision, batch, setting, sizes[name], channels[name], str(used))  # pyright: ignore
+                for setting in settings_for(library, mode, compiled)  # pyright: ignore
+            ]
         groups.append(group)
     models = {network.name: network.model for network in networks if network.model is not None}
     cpus = processors_for(chosen)

@@ -14,7 +14,10 @@ FLAT = 0.1  # by which images a second may differ between batches and still coun
 
 def to_best_peer(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Our best setting over the best setting of all peers: for each network, mode and batch, in each precision and in
-    ``any`` of them. Medians of the ratios of rounds."""
+    ``any`` of them.
+
+    In a precision it is the median of the rounds' ratios; across precisions, which do not take turns, that of medians.
+    """
     found = []
     for (name, mode, batch), group in grouped(rows, "name", "mode", "batch"):
         precisions = list(dict.fromkeys(row.case.precision for row in group))
@@ -24,6 +27,8 @@ def to_best_peer(rows: Iterable[Row]) -> list[dict[str, Any]]:
             peer = best(row for row in chosen if row.case.library != OURS)
             if ours is None or peer is None:
                 continue
+            same = ours.case.precision == peer.case.precision
+            times = row_ratio(ours, peer) if same else median_rate(ours) / median_rate(peer)
             found.append(
                 {
                     "name": name,
@@ -36,10 +41,21 @@ def to_best_peer(rows: Iterable[Row]) -> list[dict[str, Any]]:
                         "precision": peer.case.precision,
                         "setting": peer.case.setting,
                     },
-                    "times_as_fast": round(row_ratio(ours, peer), 3),
+                    "times_as_fast": round(times, 3),
                 }
             )
     return found
+
+
+def times_best_peer(rows: Iterable[Row]) -> list[float | None]:
+    """How many times as fast each row is as the best peer's of its network, mode, batch and precision."""
+    rows = list(rows)
+    found: dict[int, float] = {}
+    for _, group in grouped(rows, "name", "mode", "batch", "precision"):
+        peer = best(row for row in group if row.case.library != OURS)
+        if peer is not None and len({row.case.library for row in group}) > 1:
+            found |= {id(row): row_ratio(row, peer) for row in group if row.seconds}
+    return [found.get(id(row)) for row in rows]
 
 
 def row_ratio(ours: Row, theirs: Row) -> float:
@@ -50,7 +66,12 @@ def row_ratio(ours: Row, theirs: Row) -> float:
 
 def best(rows: Iterable[Row]) -> Row | None:
     """The row with the highest median rate."""
-    return max((row for row in rows if row.seconds), key=lambda row: statistics.median(row.rates), default=None)
+    return max((row for row in rows if row.seconds), key=median_rate, default=None)
+
+
+def median_rate(row: Row) -> float:
+    """Images, or FLOP, a second."""
+    return statistics.median(row.rates)
 
 
 def share_of_ceiling(row: Row, ceilings: Iterable[Row], macs: int) -> float | None:
@@ -98,7 +119,7 @@ def memory_line(batches: Sequence[int], memory: Sequence[int | None]) -> dict[st
     return {"bytes_per_image": round(slope), "memory_off_line": round(off / max(known), 3)}
 
 
-def document_row(row: Row, share: float | None) -> dict[str, Any]:
+def document_row(row: Row, share: float | None, times: float | None) -> dict[str, Any]:
     """A row of the ``--json`` document."""
     case = row.case
     rates = quartiles(row.rates) if row.seconds else None
@@ -113,6 +134,7 @@ def document_row(row: Row, share: float | None) -> dict[str, Any]:
         "quantiles": [round(rate, 3) for rate in rates] if rates else None,
         "peak_memory": row.peak_memory,
         "share_of_ceiling": None if share is None else round(share, 3),
+        "times_best_peer": None if times is None else round(times, 3),
         "rounds": len(row.seconds),
         "error": row.error,
     }

@@ -80,9 +80,9 @@ def training(model: nn.Module, images: Tensor, labels: Tensor, precision: Precis
     def step() -> None:
         with autocast_for(precision, images.device):
             loss = F.cross_entropy(network(images).float(), labels)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

@@ -65,8 +65,8 @@ def lines(document: dict[str, Any]) -> Iterator[str]:
         if grown["bytes_per_image"] is not None:
             each, off = megabytes(grown["bytes_per_image"]), grown["memory_off_line"]
             memory = f"; memory grows by {each} an image, within {off:.0%} of a line"
+        where = ", ".join(grown[name] for name in ("name", "library", "mode", "precision", "setting"))
         yield (
-            f"{grown['name']}, {grown['library']}, {grown['mode']}, {grown['precision']}, {grown['setting']}, batch "
-            f"{grown['batches'][0]} to {grown['batches'][-1]}: the slowest batch has {grown['lowest_of_highest']:.0%} of "
-            f"the fastest's images/s, both beside the ceiling{memory}"
+            f"{where}, batch {grown['batches'][0]} to {grown['batches'][-1]}: the slowest batch has "
+            f"{grown['lowest_of_highest']:.0%} of the fastest's images/s, both beside the ceiling{memory}"
         )
