@@ -35,13 +35,16 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/installed  ## speed and memory against timm and torchvision, as committed in benchmarks/results
-	$(BIN)/python benchmarks/inference.py
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
+	touch $@
+
+bench: $(VENV)/installed-bench  ## speed and memory against timm, torchvision and transformers, as committed in benchmarks/results
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/depthwise.py
-	$(BIN)/python -m pip install --quiet --editable ".[bench]" --constraint constraints.txt
 	$(BIN)/python benchmarks/loader.py
 
 clean:

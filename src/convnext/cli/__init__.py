@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from convnext.cli.benchmark import benchmark
 from convnext.cli.convert import convert
 from convnext.cli.evaluate import evaluate
 from convnext.cli.models import models
@@ -34,6 +35,7 @@ def run(words: Sequence[str]) -> None:
             "predict": predict,
             "convert": convert,
             "models": models,
+            "benchmark": benchmark,
         }
         tyro.extras.subcommand_cli_from_dict(commands, prog="convnext", description=DESCRIPTION, args=words)
 

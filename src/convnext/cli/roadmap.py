@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from convnext.cli.speech import interruptible, note, print_json
+from convnext.cli.speech import interruptible, names, note, print_json
 
 
 def roadmap(
@@ -69,8 +69,3 @@ def roadmap(
     if page:
         for kind, name in (("Data", "results.json"), ("Figure", "roadmap.png"), ("Report", page.name)):
             note(f"{kind + ':':8}{page.with_name(name)}")
-
-
-def names(words: str) -> list[str]:
-    """Names separated by commas."""
-    return [word.strip() for word in words.split(",") if word.strip()]

@@ -28,6 +28,11 @@ def is_weights(name: str | Path) -> bool:
     return not (path / "recipe.json").exists() and any((path / file).is_file() for file in IN_FOLDERS)
 
 
+def is_trained(name: str) -> bool:
+    """Whether a name means a run or weights rather than a network that is built by its name; a path goes first."""
+    return Path(name).exists() or is_weights(name) or (name.partition(".")[0] in VARIANTS and name not in VARIANTS)
+
+
 def open_trained(name: str | Path) -> Trained:
     """Open a trained network by what it is called.
 

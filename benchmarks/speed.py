@@ -1,0 +1,119 @@
+"""How fast is ConvNeXt-T here, in inference and training, against timm's, torchvision's and transformers' own?
+
+What ``convnext benchmark`` measures, for the tables that the targets are about: every library in every setting, with
+ResNet-50 for scale. Prints each target beside what was reached, and writes ``results/speed-TABLE-DEVICE.csv``. Usage:
+``python benchmarks/speed.py [--tables training,inference,latency,growth,training-growth] [--rounds 15]
+[--seconds 240]``.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from result_files import write_rows
+
+from convnext.console import console_on
+from convnext.speed.benchmark import Benchmark
+from convnext.speed.peers import PEERS
+from convnext.speed.plan import Network, make_plan
+from convnext.speed.table import tables
+
+NETWORK, SCALE = "convnext_tiny", "torchvision/resnet50"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are measured together.
+
+    Attributes:
+        mode: inference or training.
+        batches: images at a time.
+        peers: whether other libraries' networks stand beside ours.
+        scale: whether ResNet-50 does.
+        precisions: none for all.
+    """
+
+    mode: str
+    batches: tuple[int, ...]
+    peers: bool = True
+    scale: bool = True
+    precisions: tuple[str, ...] = ()
+
+
+TABLES = {
+    "training": Table("training", (8,)),
+    "inference": Table("inference", (16,)),
+    "latency": Table("inference", (1,)),
+    "growth": Table("inference", (8, 16, 32, 64), peers=False, scale=False),
+    "training-growth": Table("training", (8, 16, 32, 64), peers=False, scale=False, precisions=("bf16",)),
+}
+# What each table has to reach: times as fast as the best peer setting, and the share of the ceiling, by precision.
+TO_BEST_PEER = {
+    "training": {"any": 1.4},
+    "inference": {"fp32": 1.0, "bf16": 1.1},
+    "latency": {"any": 1.1},
+}
+SHARE_OF_CEILING = {"training": {"bf16": 0.70}, "inference": {"fp32": 0.97, "bf16": 0.90}}
+LOWEST_OF_HIGHEST = 0.90  # images a second of the slowest batch beside the fastest
+
+
+def verdicts(name: str, document: dict[str, Any]) -> list[str]:
+    """Each target of a table beside what was reached, a line each."""
+    ratios = [ratio for ratio in document["ratios"]["to_best_peer"] if ratio["name"] == NETWORK]
+    found = []
+    for precision, target in TO_BEST_PEER.get(name, {}).items():
+        reached = [ratio["times_as_fast"] for ratio in ratios if ratio["precision"] == precision]
+        found += [verdict(f"{name}, {precision}, times the best peer", value, target) for value in reached]
+    for precision, target in SHARE_OF_CEILING.get(name, {}).items():
+        ours = [row for row in document["rows"] if (row["name"], row["library"]) == (NETWORK, "convnext")]
+        shares = [row["share_of_ceiling"] or 0 for row in ours if row["precision"] == precision]
+        found.append(verdict(f"{name}, {precision}, share of the ceiling", max(shares, default=0), target))
+    for grown in document["ratios"]["growth"]:
+        words = f"{name}, {grown['precision']} {grown['setting']}, slowest batch of fastest"
+        found.append(verdict(words, grown["lowest_of_highest"], LOWEST_OF_HIGHEST))
+    return found
+
+
+def verdict(words: str, reached: float, target: float) -> str:
+    """A target and what was reached."""
+    return f"{words}: {reached:.2f}, target {target:.2f}, {'reached' if reached >= target else 'NOT reached'}"
+
+
+def flat_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for a result file."""
+    low, _, high = row["quantiles"] or ("", "", "")
+    return row | {"quantiles": f"{low} to {high}"}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=240)
+    options = parser.parse_args()
+    said = []
+    for name in options.tables.split(","):
+        table = TABLES[name]
+        plan = make_plan(
+            [Network(NETWORK), *([Network(SCALE)] if table.scale else [])],
+            against=PEERS if table.peers else (),
+            modes=[table.mode],
+            precisions=table.precisions,
+            batches=table.batches,
+            rounds=options.rounds,
+            seconds=options.seconds,
+        )
+        benchmark = Benchmark(plan)
+        for line in benchmark.run():
+            print(line, file=sys.stderr, flush=True)
+        document = benchmark.document()
+        console_on(sys.stdout).print(tables(document))
+        said += verdicts(name, document)
+        write_rows(f"speed-{name}-{plan.device.type}", [flat_row(row) for row in document["rows"]], ("transformers",))
+    print("\n".join(said))
+
+
+if __name__ == "__main__":
+    main()

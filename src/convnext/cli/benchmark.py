@@ -1,0 +1,75 @@
+"""`convnext benchmark`."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from convnext.cli.speech import names, print_json, whole_numbers
+
+
+def benchmark(
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")] = ("convnext_tiny",),
+    against: str = "",
+    mode: str = "inference",
+    batch: str = "16",
+    precision: str = "auto",
+    image_size: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    rounds: int = 10,
+    seconds: float = 60,
+    compile: bool = True,
+    json: bool = False,
+) -> None:
+    """Measure how fast networks run on this machine, in every setting, against other libraries' and the machine's own
+    matrix products.
+
+    Every row has a process of its own; they take turns, round by round. Images a second are medians; the ceiling is
+    what matrix products alone would allow; peak memory is the process's (a GPU's: what torch allocates on it).
+
+    Args:
+        models: names of `convnext models`, references such as torchvision/resnet50, runs or weights files.
+        against: libraries whose same network to measure as well, separated by commas: timm,torchvision,transformers.
+        mode: inference, training (forward, backward, AdamW), or inference,training.
+        batch: images at a time; several, separated by commas, show how speed and memory grow.
+        precision: fp32, bf16, or auto for all that the device computes in.
+        image_size: pixels a side; the network's own by default, 224 for random weights.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        threads: of each process, pinned to as many processors; one for each core by default.
+        rounds: turns of each row, at most.
+        seconds: begin no further round later than this; for each mode and batch.
+        compile: try torch.compile as well, which takes up to a minute for each network, library and precision.
+        json: print the figures as one JSON document on stdout.
+    """
+    from convnext.console import console_on, say
+    from convnext.deploy.measured import measured_network
+    from convnext.speed.benchmark import Benchmark
+    from convnext.speed.plan import make_plan
+    from convnext.speed.table import tables
+
+    plan = make_plan(
+        [measured_network(name) for name in dict.fromkeys(models)],
+        against=names(against),
+        modes=names(mode),
+        precisions=[] if precision == "auto" else names(precision),
+        batches=whole_numbers("batch", batch),
+        image_size=image_size,
+        device=device,
+        threads=threads,
+        compiled=compile,
+        rounds=rounds,
+        seconds=seconds,
+    )
+    run = Benchmark(plan)
+
+    def show() -> None:
+        print_json(run.document()) if json else console_on(sys.stdout).print(tables(run.document()))
+
+    try:
+        for line in run.run():
+            say(line, console_on(sys.stderr))
+    except KeyboardInterrupt:
+        show()
+        raise KeyboardInterrupt("Interrupted. What was measured until then is on stdout.") from None
+    show()
