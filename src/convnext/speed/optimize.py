@@ -203,8 +203,11 @@ class Search:
                 agreement = self.agreement(form, outputs, candidate.precision)
         except Exception as error:  # of any library, at any depth: the form is left out, the others remain
             return None, replace(tried, seconds=time.perf_counter() - start, dropped=reason(error))
-        tried = replace(tried, difference=float(difference), agreement=agreement, seconds=time.perf_counter() - start)
-        if not difference <= TOLERANCE[candidate.precision]:
+        tried = replace(tried, agreement=agreement, seconds=time.perf_counter() - start)
+        if not difference.isfinite():
+            return form, replace(tried, dropped="its outputs are not finite")
+        tried = replace(tried, difference=difference.item())
+        if difference > TOLERANCE[candidate.precision]:
             tried = replace(tried, dropped=f"it differs by more than {TOLERANCE[candidate.precision]:g}")
         if candidate.precision == "int8" and not self.force and (agreement is None or agreement < LEAST_AGREEMENT):
             tried = replace(tried, dropped=f"top-1 agrees on fewer than {100 * LEAST_AGREEMENT:g} % (force takes it)")

@@ -12,8 +12,8 @@ class Tried:
     """A form of the network.
 
     Attributes:
-        name: eager, channels_last, folded (LayerScale and norms multiplied into linear layers), kernels (this package's,
-            for inference), compiled (torch.compile with freezing) or int8.
+        name: eager, channels_last, folded (LayerScale and norms multiplied into the layers beside them), kernels (this
+            package's, for inference), compiled (torch.compile with freezing) or int8.
         precision: fp32, bf16 or int8.
         images_per_second: the median; None where it was not measured.
         difference: the largest of an output from the network's own, relative to the network's largest absolute output.
