@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
+    from convnext.speed.optimize import Optimized, optimize
     from convnext.training.choice import recipe_for
     from convnext.training.recipe import Recipe
     from convnext.training.run import Run, train
@@ -30,6 +31,7 @@ __all__ = [
     "KernelsWarning",
     "LicenceWarning",
     "Loaded",
+    "Optimized",
     "Prediction",
     "Recipe",
     "Run",
@@ -43,6 +45,7 @@ __all__ = [
     "list_models",
     "load",
     "load_weights",
+    "optimize",
     "recipe_for",
     "roadmap",
     "save_weights",
@@ -62,6 +65,7 @@ _HOMES = {
     ),
     "convnext.models": ("Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
+    "convnext.speed.optimize": ("Optimized", "optimize"),
     "convnext.training.recipe": ("Recipe",),
     "convnext.training.choice": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),

@@ -71,8 +71,9 @@ def predict(
             sinks.append(stack.enter_context(json_answers(sys.stdout.write)))
         if not sinks:
             sinks.append(printing(tables=len(first) <= FEW and sys.stdout.isatty()))
-        show = stack.enter_context(images_shown(title, None if "-" in images else len(first)))
-        answers = stack.enter_context(closing(classifier.stream(chain(first, paths), top, batch)))
+        count = None if "-" in images else len(first)
+        show = stack.enter_context(images_shown(title, count))
+        answers = stack.enter_context(closing(classifier.stream(chain(first, paths), top, batch, count, note)))
         try:
             for prediction in answers:
                 for sink in sinks:

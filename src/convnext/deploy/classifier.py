@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +18,7 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.opening import open_trained
 from convnext.deploy.pictures import Given, given
 from convnext.errors import RunError, UsageError, WeightsWarning
+from convnext.speed.job import for_job
 from convnext.training.machine import choose_device
 
 BATCH_SIZE = 32
@@ -104,10 +105,26 @@ class Classifier:
             UsageError: an input is of another kind or shape, or floats do not look prepared.
             RunError: the network's outputs are not finite, or a batch does not fit into memory.
         """
-        return list(self.stream(inputs, top, batch_size))
+        count = len(inputs) if isinstance(inputs, list | tuple) else None
+        return list(self.stream(inputs, top, batch_size, count))
 
-    def stream(self, inputs: Any, top: int = 5, batch_size: int = BATCH_SIZE) -> Generator[Prediction, None, None]:
-        """The same as :meth:`predict`, one by one: of an endless iterable, two batches are held at a time."""
+    def stream(
+        self,
+        inputs: Any,
+        top: int = 5,
+        batch_size: int = BATCH_SIZE,
+        count: int | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Generator[Prediction, None, None]:
+        """The same as :meth:`predict`, one by one: of an endless iterable, two batches are held at a time.
+
+        Args:
+            inputs: as for :meth:`predict`.
+            top: as for :meth:`predict`.
+            batch_size: as for :meth:`predict`.
+            count: how many images there are, where that is known.
+            say: told in a line where the network goes on in a faster form, as on a processor it does if that pays.
+        """
         if not self.classes:
             raise UsageError(
                 f"{self.name or 'the network'} has no classifier, its .model gives features: train one on them "
@@ -116,22 +133,25 @@ class Classifier:
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}, needs 1 or more")
-        return self.answers(given(inputs, self.preprocessing), top, batch_size)
+        model = for_job(self.model, self.device, count, say)
+        return self.answers(model, given(inputs, self.preprocessing), top, batch_size)
 
-    def answers(self, images: Iterator[Given], top: int, batch_size: int) -> Generator[Prediction, None, None]:
+    def answers(
+        self, model: nn.Module, images: Iterator[Given], top: int, batch_size: int
+    ) -> Generator[Prediction, None, None]:
         """The predictions for images, which threads prepare a batch ahead."""
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convnext-predict")
         try:
             prepared = ahead(images, self.preprocessing, pool, batch_size + THREADS)
             while batch := list(islice(prepared, batch_size)):
-                yield from self.answer(batch, top)
+                yield from self.answer(model, batch, top)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def answer(self, batch: list[tuple[str | None, Tensor | str]], top: int) -> Iterator[Prediction]:
+    def answer(self, model: nn.Module, batch: list[tuple[str | None, Tensor | str]], top: int) -> Iterator[Prediction]:
         """The predictions for a batch of prepared images, or of words on why there is none, with their paths."""
         images = [self.on_device(image) for _, image in batch if isinstance(image, Tensor)]
-        best = iter(self.probabilities(images, top) if images else ())
+        best = iter(self.probabilities(model, images, top) if images else ())
         for path, image in batch:
             if isinstance(image, str):
                 yield Prediction(path, None, None, error=image)
@@ -145,10 +165,10 @@ class Classifier:
         return image if image.is_floating_point() else self.preprocessing.normalize(image)
 
     @torch.inference_mode()
-    def probabilities(self, images: list[Tensor], top: int) -> list[tuple[Candidate, ...]]:
+    def probabilities(self, model: nn.Module, images: list[Tensor], top: int) -> list[tuple[Candidate, ...]]:
         """The most probable classes of images (C, H, W)."""
         try:
-            logits = self.model(torch.stack(images).contiguous(memory_format=torch.channels_last))
+            logits = model(torch.stack(images).contiguous(memory_format=torch.channels_last))
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"{len(images)} images at a time are too large for the memory of {self.device}: lower the batch size"

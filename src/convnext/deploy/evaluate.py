@@ -1,5 +1,6 @@
 """`evaluate`: a run folder or a published network in, its metrics on held-out images out."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from convnext.console import images_shown
+from convnext.console import console_on, images_shown, say
 from convnext.data.batches import Batch, Batches
 from convnext.data.held_out import HeldOut
 from convnext.data.images import MemoryImages
@@ -19,6 +20,7 @@ from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError
 from convnext.evaluation import Metrics
 from convnext.evaluation import evaluate as evaluate_batches
+from convnext.speed.job import for_job
 from convnext.training.distributed import joined
 from convnext.training.machine import autocast_for, choose_device, choose_workers
 
@@ -117,6 +119,9 @@ def evaluate(
         batches.title = f"{name} on {images.name}" if processes.first else ""
         batches.processes = processes.count
         model = trained.model.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
+        if precision in ("auto", "fp32"):
+            count = len(images.images) // processes.count
+            model = for_job(model, torch_device, count, saying if processes.first else lambda _: None)
         try:
             with closing(batches):
                 metrics = evaluate_batches(model, batches, len(trained.classes), torch_device, autocast)
@@ -129,6 +134,11 @@ def evaluate(
             f"the outputs of {name} are not finite for some images: its weights are damaged, or need --precision fp32"
         )
     return Evaluation(trained, images, metrics)
+
+
+def saying(line: str) -> None:
+    """A word on stderr, beside the progress."""
+    say(line, console_on(sys.stderr))
 
 
 class ShownBatches(Batches):

@@ -58,7 +58,20 @@ def _library() -> ctypes.CDLL | None:
 
 
 def opened() -> ctypes.CDLL:
-    """Build the library unless the user's cache has it, and open it.
+    """The library of :data:`SOURCE`, with the types of its functions.
+
+    Raises:
+        RunError: as :func:`opened_from`.
+    """
+    opened = opened_from(SOURCE)
+    function = opened.convnext_depthwise_weight_gradient
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5 + [ctypes.c_int] * 2
+    function.restype = ctypes.c_int
+    return opened
+
+
+def opened_from(source: Path) -> ctypes.CDLL:
+    """Build the library of a C file unless the user's cache has it, and open it.
 
     Raises:
         RunError: there is no compiler, it fails, or the cache cannot be written to.
@@ -68,16 +81,10 @@ def opened() -> ctypes.CDLL:
     reasons = []
     for compiler in compilers():
         try:
-            path = built(compiler)
             # The object is linked to no OpenMP: its symbols are those of the runtime that torch has loaded.
-            opened = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+            return ctypes.CDLL(str(built(compiler, source)), mode=os.RTLD_NOW)
         except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
             reasons.append(f"{shlex.join(compiler)}: {error}")
-            continue
-        function = opened.convnext_depthwise_weight_gradient
-        function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5 + [ctypes.c_int] * 2
-        function.restype = ctypes.c_int
-        return opened
     raise RunError("; ".join(reasons) or "no C compiler was found (gcc or cc; CC may name another)")
 
 
@@ -89,20 +96,30 @@ def compilers() -> list[list[str]]:
     return [list(command) for command in dict.fromkeys(resolved)]
 
 
-def built(compiler: list[str]) -> Path:
-    """The library's file in the user's cache, named by source, compiler and processor.
+def library_path(compiler: list[str], source: Path = SOURCE) -> Path:
+    """Where the user's cache has a C file's library, or will have it: named by source, compiler and processor.
+
+    Raises:
+        RunError: the compiler fails.
+    """
+    # The predefined macros name the compiler's version and everything that -march=native found in this processor.
+    macros = run([*compiler, *OPTIONS, "-E", "-dM", "-x", "c", os.devnull])
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join([*texts, *compiler, macros]).encode()).hexdigest()[:24]
+    return user_cache("kernels") / f"{source.stem}-{key}.so"
+
+
+def built(compiler: list[str], source: Path = SOURCE) -> Path:
+    """The library's file in the user's cache.
 
     Raises:
         RunError: the compiler fails, or the cache cannot be written to.
     """
-    # The predefined macros name the compiler's version and everything that -march=native found in this processor.
-    macros = run([*compiler, *OPTIONS, "-E", "-dM", "-x", "c", os.devnull])
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *compiler, macros]).encode()).hexdigest()[:24]
-    path = user_cache("kernels") / f"depthwise-{key}.so"
+    path = library_path(compiler, source)
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            compiled, linked = Path(folder) / "depthwise.o", Path(folder) / "depthwise.so"
-            run([*compiler, *OPTIONS, "-c", str(SOURCE), "-o", str(compiled)])
+            compiled, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+            run([*compiler, *OPTIONS, "-c", str(source), "-o", str(compiled)])
             run([*compiler, "-shared", str(compiled), "-o", str(linked)])
             write_atomically(path, linked.read_bytes())
     return path

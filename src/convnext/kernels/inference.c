@@ -1,0 +1,284 @@
+// ConvNeXt's layers for inference: each reads a map once and writes the next one once.
+//
+//     block:       depthwise convolution, normalisation, linear, GELU, linear, plus the map it began with
+//     patches:     [normalisation,] a convolution whose patches do not overlap, as a linear layer of each patch
+//     stem:        the convolution of the images, [normalisation and its affine]
+//
+// Maps are (samples, height, width, channels) in fp32, their channels padded with zeros to a multiple of PAD; every
+// layer keeps the padding zero, as the padding of its weights is. Matrix products are fp32, or of bf16 summed in fp32.
+//
+// A task is a few rows of a sample.
+
+#include "products.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+int omp_get_thread_num(void);
+
+#define PAD 32        // channels
+#define PIXELS 8      // of a row, that the depthwise convolution has in registers together
+#define POSITIONS 112 // of a task, about
+#define HIDDEN 98304  // bytes of a task's hidden values, about: they stay in the second-level cache
+
+typedef struct {
+    int64_t samples, height, width, channels, padded;
+} Shape;
+
+// (x - mean) / deviation of one position, whose channels from `channels` on are zeros; in place where out is x.
+INLINE void mean_and_scale(const float *x, Shape s, float eps, float *mean_out, float *scale_out) {
+    lanes sum = {0}, squares = {0};
+    for (int64_t c = 0; c < s.padded; c += LANES) sum += *(const lanes *)(x + c);
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += sum[i];
+    float mean = total / s.channels;
+    for (int64_t c = 0; c < s.padded; c += LANES) {
+        lanes d = *(const lanes *)(x + c) - mean;
+        squares += d * d;
+    }
+    total = -(s.padded - s.channels) * mean * mean;
+    for (int i = 0; i < LANES; i++) total += squares[i];
+    *mean_out = mean;
+    *scale_out = 1 / sqrtf(total / s.channels + eps);
+}
+
+// One position's channels, normalised and packed from `column` on.
+INLINE void pack_normalised(char *group, int row, int64_t column, const float *x, Shape s, float eps, const int bf16) {
+    float mean, scale;
+    mean_and_scale(x, s, eps, &mean, &scale);
+    for (int64_t c = 0; c < s.padded; c += COLUMNS)
+        pack(group, row, column + c, (*(const lanes *)(x + c) - mean) * scale,
+             (*(const lanes *)(x + c + LANES) - mean) * scale, bf16);
+}
+
+// `pixels` outputs of a row from w on, a vector of channels; pixels is a constant where inlined, and k where it is 7.
+INLINE void convolve_pixels(
+    const int pixels, const int k, const float *x, float *out, const float *weight, const float *bias, Shape s, int64_t h,
+    int64_t w) {
+    lanes sums[PIXELS];
+    int pad = k / 2;
+#pragma GCC unroll 8
+    for (int p = 0; p < pixels; p++) sums[p] = *(const lanes *)bias;
+    for (int i = 0; i < k; i++) {
+        int64_t y = h + i - pad;
+        if (y < 0 || y >= s.height) continue;
+        const float *row = x + (y * s.width + w - pad) * s.padded;
+        const float *taps = weight + i * k * s.padded;
+        if (k == 7) {
+            lanes inputs[PIXELS + 6];
+#pragma GCC unroll 14
+            for (int p = 0; p < pixels + 6; p++) {
+                int64_t at = w + p - pad;
+                inputs[p] = at >= 0 && at < s.width ? *(const lanes *)(row + p * s.padded) : (lanes){0};
+            }
+#pragma GCC unroll 7
+            for (int j = 0; j < 7; j++) {
+                lanes tap = *(const lanes *)(taps + j * s.padded);
+#pragma GCC unroll 8
+                for (int p = 0; p < pixels; p++) sums[p] += inputs[p + j] * tap;
+            }
+        } else {
+            for (int j = 0; j < k; j++) {
+                lanes tap = *(const lanes *)(taps + j * s.padded);
+#pragma GCC unroll 8
+                for (int p = 0; p < pixels; p++) {
+                    int64_t at = w + p + j - pad;
+                    if (at >= 0 && at < s.width) sums[p] += *(const lanes *)(row + (p + j) * s.padded) * tap;
+                }
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < pixels; p++) *(lanes *)(out + p * s.padded) = sums[p];
+}
+
+static void convolve_some(
+    int pixels, int k, const float *x, float *out, const float *weight, const float *bias, Shape s, int64_t h, int64_t w) {
+    switch (k == 7 ? pixels : pixels + PIXELS) {
+#define CASE(n) \
+    case n: convolve_pixels(n, 7, x, out, weight, bias, s, h, w); break; \
+    case n + PIXELS: convolve_pixels(n, k, x, out, weight, bias, s, h, w); break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
+    }
+}
+
+// The depthwise convolution of a sample's rows h to h + rows, to out (rows, width, padded).
+static void convolve_rows(
+    const float *x, float *out, const float *weight, const float *bias, Shape s, int64_t h, int64_t rows, int k) {
+    int64_t parts = divide_up(s.width, PIXELS);
+    for (int64_t c = 0; c < s.padded; c += LANES)
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t part = 0; part < parts; part++) {
+                int64_t w = s.width * part / parts, pixels = s.width * (part + 1) / parts - w;
+                float *to = out + (row * s.width + w) * s.padded + c;
+                convolve_some((int)pixels, k, x + c, to, weight + c, bias + c, s, h + row, w);
+            }
+}
+
+// Into how many tasks a sample's rows are shared out, so that all threads have as much to do.
+static int64_t tasks_of(int64_t samples, int64_t height, int64_t width, int threads) {
+    int64_t rows = POSITIONS / width > 1 ? POSITIONS / width : 1;
+    int64_t tasks = divide_up(height, rows);
+    if (samples * tasks < 8 * threads)
+        while (tasks < height && samples * tasks % threads) tasks++;
+    return tasks;
+}
+
+static void *scratch_for(int threads, int64_t size) { return aligned_alloc(LINE, threads * size); }
+
+static int64_t round_up(int64_t size) { return divide_up(size, 4096) * 4096 + LINE; }
+
+// Args:
+//     x, out: maps of the same shape; they do not overlap.
+//     dw_weight: (k * k, padded); dw_bias: (padded).
+//     weight1: packed, (padded, hidden); bias1: (hidden); hidden: a multiple of PAD.
+//     weight2: packed, (hidden, padded); bias2: (padded).
+// Returns 0, or 1 where there is no memory.
+int convnext_block(
+    const float *x, float *out, const float *dw_weight, const float *dw_bias, const char *weight1, const float *bias1,
+    const char *weight2, const float *bias2, int64_t samples, int64_t height, int64_t width, int64_t channels, int k,
+    int64_t hidden, float eps, int bf16, int threads) {
+    Shape s = {samples, height, width, channels, divide_up(channels, PAD) * PAD};
+    int64_t tasks = tasks_of(samples, height, width, threads), most = divide_up(height, tasks) * width;
+    int64_t groups = divide_up(most, ROWS), value = bf16 ? 2 : 4, in_lines = s.padded / per_line(bf16);
+    int64_t chunk = HIDDEN / (most * value) / PAD * PAD;
+    if (chunk < PAD) chunk = PAD;
+    int64_t chunks = divide_up(hidden, chunk);
+    chunk = divide_up(divide_up(hidden, chunks), PAD) * PAD;
+    int64_t map_size = round_up(most * s.padded * FLOAT), packed_size = round_up(groups * ROWS * s.padded * value);
+    int64_t hidden_size = round_up(groups * ROWS * chunk * value), size = map_size + packed_size + hidden_size;
+    char *scratch = scratch_for(threads, size);
+    if (!scratch) return 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < samples * tasks; task++) {
+        float *map = (float *)(scratch + omp_get_thread_num() * size);
+        char *packed = (char *)map + map_size, *inner = packed + packed_size;
+        int64_t sample = task / tasks, part = task % tasks;
+        int64_t h = height * part / tasks, rows = height * (part + 1) / tasks - h, positions = rows * width;
+        const float *from = x + sample * height * width * s.padded;
+        convolve_rows(from, map, dw_weight, dw_bias, s, h, rows, k);
+        for (int64_t i = 0; i < positions; i++) {
+            char *group = packed + i / ROWS * in_lines * ROWS * LINE;
+            if (bf16) pack_normalised(group, (int)(i % ROWS), 0, map + i * s.padded, s, eps, HAS_BF16);
+            else pack_normalised(group, (int)(i % ROWS), 0, map + i * s.padded, s, eps, 0);
+        }
+        const float *residual = from + h * width * s.padded;
+        float *to = out + (residual - x);
+        for (int64_t first = 0; first < hidden; first += chunk) {
+            int64_t last = first + chunk < hidden ? first + chunk : hidden;
+            int64_t lines = (last - first) / per_line(bf16), all_lines = hidden / per_line(bf16);
+            Product widen = {
+                .a = packed, .b = weight1, .lines = in_lines, .a_lines = in_lines, .b_lines = in_lines, .first = first,
+                .last = last, .bias = bias1, .hidden = inner, .hidden_lines = lines};
+            product(&widen, positions, bf16);
+            Product narrow = {
+                .a = inner, .b = weight2 + first * COLUMNS * value, .lines = lines, .a_lines = lines,
+                .b_lines = all_lines, .last = s.padded, .bias = first ? NULL : bias2, .residual = first ? NULL : residual,
+                .out = to, .stride = s.padded};
+            product(&narrow, positions, bf16);
+        }
+    }
+    free(scratch);
+    return 0;
+}
+
+// Args:
+//     x: maps; every position is normalised first. out: maps of the patches, (samples, height / k, width / k).
+//     weight: packed, (k * k * padded, out_padded), a patch's positions in rows; bias: (out_padded).
+// Returns 0, or 1 where there is no memory.
+int convnext_patches(
+    const float *x, float *out, const char *weight, const float *bias, int64_t samples, int64_t height, int64_t width,
+    int64_t channels, int k, int64_t out_channels, float eps, int bf16, int threads) {
+    Shape s = {samples, height, width, channels, divide_up(channels, PAD) * PAD};
+    int64_t out_height = height / k, out_width = width / k, out_padded = divide_up(out_channels, PAD) * PAD;
+    int64_t tasks = tasks_of(samples, out_height, out_width, threads), most = divide_up(out_height, tasks) * out_width;
+    int64_t inputs = k * k * s.padded, lines = inputs / per_line(bf16);
+    int64_t size = round_up(divide_up(most, ROWS) * ROWS * inputs * (bf16 ? 2 : 4));
+    char *scratch = scratch_for(threads, size);
+    if (!scratch) return 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < samples * tasks; task++) {
+        char *packed = scratch + omp_get_thread_num() * size;
+        int64_t sample = task / tasks, part = task % tasks;
+        int64_t h = out_height * part / tasks, rows = out_height * (part + 1) / tasks - h;
+        for (int64_t i = 0; i < rows * out_width; i++) {
+            char *group = packed + i / ROWS * lines * ROWS * LINE;
+            for (int64_t tap = 0; tap < k * k; tap++) {
+                int64_t y = (h + i / out_width) * k + tap / k, column = i % out_width * k + tap % k;
+                const float *from = x + ((sample * height + y) * width + column) * s.padded;
+                if (bf16) pack_normalised(group, (int)(i % ROWS), tap * s.padded, from, s, eps, HAS_BF16);
+                else pack_normalised(group, (int)(i % ROWS), tap * s.padded, from, s, eps, 0);
+            }
+        }
+        Product p = {
+            .a = packed, .b = weight, .lines = lines, .a_lines = lines, .b_lines = lines, .last = out_padded,
+            .bias = bias, .out = out + (sample * out_height + h) * out_width * out_padded, .stride = out_padded};
+        product(&p, rows * out_width, bf16);
+    }
+    free(scratch);
+    return 0;
+}
+
+// Args:
+//     images: fp32; strides: between samples, channels, rows and columns. out: maps.
+//     weight: packed fp32, (in_channels * k * k, padded to PAD; out_padded); bias: (out_padded).
+//     norm_weight, norm_bias: (out_padded) of the normalisation that follows, or NULL for none.
+// Returns 0, or 1 where there is no memory.
+int convnext_stem(
+    const float *images, const int64_t *strides, float *out, const char *weight, const float *bias,
+    const float *norm_weight, const float *norm_bias, int64_t samples, int64_t height, int64_t width,
+    int64_t in_channels, int k, int stride, int pad, int64_t out_channels, float eps, int threads) {
+    int64_t out_height = (height + 2 * pad - k) / stride + 1, out_width = (width + 2 * pad - k) / stride + 1;
+    Shape s = {samples, out_height, out_width, out_channels, divide_up(out_channels, PAD) * PAD};
+    int64_t tasks = tasks_of(samples, out_height, out_width, threads), most = divide_up(out_height, tasks) * out_width;
+    int64_t inputs = divide_up(in_channels * k * k, PAD) * PAD, lines = inputs / per_line(0);
+    int64_t packed_size = round_up(divide_up(most, ROWS) * ROWS * inputs * FLOAT);
+    int64_t size = packed_size + round_up(inputs * FLOAT);
+    char *scratch = scratch_for(threads, size);
+    if (!scratch) return 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t task = 0; task < samples * tasks; task++) {
+        char *packed = scratch + omp_get_thread_num() * size;
+        float *patch = (float *)(packed + packed_size);
+        memset(patch, 0, inputs * FLOAT); // what lies outside of the images, and the padding
+        int64_t sample = task / tasks, part = task % tasks;
+        int64_t h = out_height * part / tasks, rows = out_height * (part + 1) / tasks - h, positions = rows * out_width;
+        for (int64_t i = 0; i < positions; i++) {
+            char *group = packed + i / ROWS * lines * ROWS * LINE;
+            int64_t top = (h + i / out_width) * stride - pad, left = i % out_width * stride - pad;
+            int64_t first = left < 0 ? -left : 0, last = left + k > width ? width - left : k;
+            for (int64_t c = 0; c < in_channels; c++)
+                for (int64_t j = top < 0 ? -top : 0; j < k && top + j < height; j++) {
+                    const float *from =
+                        images + sample * strides[0] + c * strides[1] + (top + j) * strides[2] + left * strides[3];
+                    for (int64_t tap = first; tap < last; tap++) patch[(c * k + j) * k + tap] = from[tap * strides[3]];
+                }
+            for (int64_t line = 0; line < lines; line++)
+                memcpy(group + (line * ROWS + i % ROWS) * LINE, patch + line * 16, LINE);
+            if (pad) memset(patch, 0, inputs * FLOAT);
+        }
+        float *to = out + (sample * out_height + h) * out_width * s.padded;
+        Product p = {
+            .a = packed, .b = weight, .lines = lines, .a_lines = lines, .b_lines = lines, .last = s.padded,
+            .bias = bias, .out = to, .stride = s.padded};
+        product(&p, positions, 0);
+        if (!norm_weight) continue;
+        for (int64_t i = 0; i < positions; i++) {
+            float mean, scale, *x = to + i * s.padded;
+            mean_and_scale(x, s, eps, &mean, &scale);
+            for (int64_t c = 0; c < s.padded; c += LANES)
+                *(lanes *)(x + c) = (*(lanes *)(x + c) - mean) * scale * *(const lanes *)(norm_weight + c) +
+                                    *(const lanes *)(norm_bias + c);
+        }
+    }
+    free(scratch);
+    return 0;
+}
+
+// Whether this build multiplies in bf16.
+int convnext_has_bf16(void) { return HAS_BF16; }
+
+// Columns of a panel of packed weights.
+int convnext_columns(void) { return COLUMNS; }

@@ -1,0 +1,117 @@
+"""ConvNeXt V1 by the kernels for inference on the CPU: a network with the same outputs, that only infers."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from convnext.kernels.inference import block, fill, packed, padded, patches, stem
+from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt, check_image_size
+
+IMAGES = 4  # at a time, or two a thread: the maps between two layers stay in the third-level cache
+
+
+def can_fuse(model: nn.Module) -> bool:
+    """Whether :class:`FusedNetwork` can be built of a network: it is ConvNeXt V1, with stages or without, in fp32."""
+    if type(model) not in (ConvNeXt, IsotropicConvNeXt):
+        return False
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    return all(isinstance(module.grn, nn.Identity) for module in blocks) and all(
+        parameter.dtype == torch.float32 and parameter.device.type == "cpu" for parameter in model.parameters()
+    )
+
+
+class FusedNetwork(nn.Module):
+    """A folded network (:func:`convnext.speed.fold.folded`), each layer of which is one call of the C code.
+
+    Args:
+        model: :func:`can_fuse` and folded.
+        bf16: multiply in bf16, all but the images' convolution and the head; maps and sums are fp32 always.
+
+    Raises:
+        RunError: the kernels cannot be built here.
+    """
+
+    def __init__(self, model: Any, bf16: bool = False) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        self.norm: nn.Module = model.norm
+        self.head: nn.Module = model.head
+        self.smallest_image: int = model.smallest_image
+        self.layers: list[Callable[[Tensor, Tensor | None], Tensor]] = []
+        if isinstance(model, IsotropicConvNeXt):
+            self.stem = images_convolution(model.stem, None)
+            self.layers += [self.block(module) for module in cast("list[Block]", list(model.blocks))]
+            self.channels = model.stem.out_channels
+        else:
+            convolution, norm = model.downsample_layers[0]
+            self.stem = images_convolution(convolution, norm)
+            for i, stage in enumerate(model.stages):
+                if i:
+                    self.layers.append(self.downsampling(*model.downsample_layers[i]))
+                self.layers += [self.block(module) for module in stage]
+            self.channels = model.stages[-1][-1].dwconv.in_channels
+
+    def block(self, module: Block) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """A block as a function of a map and, for its result, a map of the same shape that is free."""
+        channels, (size, _) = module.dwconv.in_channels, module.dwconv.kernel_size
+        width, hidden, bf16, eps = padded(channels), padded(module.pwconv1.out_features), self.bf16, module.norm.eps
+        tensors = (
+            fill(module.dwconv.weight.detach().flatten(1).T, size * size, width),
+            bias_of(module.dwconv, width),
+            packed(fill(module.pwconv1.weight.detach().T, width, hidden), bf16),
+            bias_of(module.pwconv1, hidden),
+            packed(fill(module.pwconv2.weight.detach().T, hidden, width), bf16),
+            bias_of(module.pwconv2, width),
+        )
+
+        def run(x: Tensor, free: Tensor | None) -> Tensor:
+            out = torch.empty_like(x) if free is None or free.shape != x.shape else free
+            block(x, out, tensors, channels, size, eps, bf16)
+            return out
+
+        return run
+
+    def downsampling(self, norm: nn.LayerNorm, convolution: nn.Conv2d) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The layer between two stages as a function of a map."""
+        channels, out_channels, size = convolution.in_channels, convolution.out_channels, convolution.kernel_size[0]
+        width, out_width, bf16, eps = padded(channels), padded(out_channels), self.bf16, norm.eps
+        taps = fill(convolution.weight.detach().permute(2, 3, 1, 0), size, size, width, out_width)
+        weight, bias = packed(taps.flatten(0, 2), bf16), bias_of(convolution, out_width)
+
+        def run(x: Tensor, free: Tensor | None) -> Tensor:  # noqa: ARG001
+            return patches(x, weight, bias, channels, size, out_channels, eps, bf16)
+
+        return run
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in fp32 to what the network gives of them."""
+        check_image_size(images, self.smallest_image)
+        count = max(IMAGES, 2 * torch.get_num_threads())
+        pooled = [self.pooled(some) for some in images.split(count)]
+        return self.head(self.norm(torch.cat(pooled)))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The mean (N, channels) of the last map's positions."""
+        x, free = self.stem(images), None
+        for layer in self.layers:
+            x, free = layer(x, free), x
+        return x.mean((1, 2))[:, : self.channels]
+
+
+def images_convolution(convolution: nn.Conv2d, norm: nn.LayerNorm | None) -> Callable[[Tensor], Tensor]:
+    """The stem as a function of images."""
+    width, out_channels = padded(convolution.out_channels), convolution.out_channels
+    weight = convolution.weight.detach().flatten(1).T
+    tensors = [packed(fill(weight, padded(len(weight)), width), bf16=False), bias_of(convolution, width)]
+    if norm is not None:
+        tensors += [fill(norm.weight.detach(), width), fill(norm.bias.detach(), width)]
+    sizes = convolution.kernel_size[0], convolution.stride[0], int(convolution.padding[0])
+    eps = 0.0 if norm is None else norm.eps
+    return lambda images: stem(images, tuple(tensors), *sizes, out_channels, eps)
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear, size: int) -> Tensor:
+    """A layer's bias, padded; zeros where it has none."""
+    return torch.zeros(size) if layer.bias is None else fill(layer.bias.detach(), size)
