@@ -1,0 +1,160 @@
+"""int8 keeps a trained network's answers, takes the networks of every room, and refuses with words."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import convnext
+from convnext.errors import UsageError
+from convnext.speed.int8 import Int8Block, Int8Linear, agreement, quantize
+
+pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a processor with VNNI")
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """All digits as normalised images (1797, 3, 32, 32), in a fixed order, and their classes."""
+    pixels, classes = load_digits(return_X_y=True)
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)[order] / 8 - 1
+    return F.interpolate(images, size=(32, 32)).expand(-1, 3, -1, -1), torch.tensor(classes)[order]
+
+
+def trained(name: str, steps: int, **options: Any) -> nn.Module:
+    """A network trained on the first 1437 digits."""
+    torch.manual_seed(0)
+    images, labels = digits()
+    model = convnext.create_model(name, num_classes=10, drop_path=0.0, **options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        batch = torch.randint(1437, (32,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(images[batch]), labels[batch]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def untrained(name: str, **options: Any) -> nn.Module:
+    """A network whose every parameter counts: GRN begins at zero."""
+    torch.manual_seed(0)
+    model = convnext.create_model(name, num_classes=10, **options).eval()
+    for key, parameter in model.named_parameters():
+        if ".grn." in key:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_a_trained_network_keeps_its_answers(name: str) -> None:
+    options = {"layer_scale": 0.1} if name == "convnext_atto" else {}
+    model = trained(name, steps=50, **options)
+    images, labels = digits()
+    int8 = quantize(model, images[:64])
+    exact, ours = logits(model, images[1437:]), int8(images[1437:])
+    accuracy = (exact.argmax(1) == labels[1437:]).double().mean()
+    assert accuracy > 0.8  # otherwise there is nothing to keep
+    assert agreement(exact, ours) >= 0.99
+    assert (ours - exact).pow(2).mean() < 0.002 * exact.var()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "block"),
+    [
+        ("convnext_atto", {"layer_scale": 0.5}, Int8Block),
+        ("convnext_atto", {"layer_scale": 0.5, "stem_stride": 1, "kernel_size": 3}, Int8Block),
+        ("convnextv2_atto", {}, Int8Block),
+        ("convnext_isotropic_small", {}, Int8Block),
+        ("roadmap_micro/depthwise", {"layer_scale": 0.5}, Int8Linear),
+        ("torchvision/swin_t", {}, Int8Linear),
+        ("timm/convnext_atto", {}, Int8Linear),
+    ],
+)
+def test_every_kind_of_network_has_an_int8_form(name: str, options: dict[str, Any], block: type[nn.Module]) -> None:
+    model = untrained(name, **options)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    int8 = quantize(model, images)
+    assert sum(type(module) is block for module in int8.modules()) >= 8
+    exact, ours = logits(model, images), int8(images)
+    assert ours.dtype == torch.float32
+    assert (ours - exact).pow(2).mean() < 0.01 * exact.var()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def test_any_batch_and_size_of_image(name: str) -> None:
+    images = torch.randn(9, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model = untrained(name)
+    int8 = quantize(model, images[:4])
+    whole = int8(images)
+    for batch in (1, 5):
+        torch.testing.assert_close(int8(images[:batch]), whole[:batch], atol=0.02, rtol=0.02)
+    assert int8(images[:0]).shape == (0, 10)
+    other = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(int8(other), logits(model, other), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(int8(images.to(memory_format=torch.channels_last)), whole)
+
+
+def test_features_without_a_classifier() -> None:
+    model = convnext.create_model("convnext_atto", num_classes=0, layer_scale=0.5).eval()
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    ours, exact = quantize(model, images)(images), logits(model, images)
+    assert (ours - exact).pow(2).mean() < 0.01 * exact.var()
+
+
+def test_calibration_that_is_none() -> None:
+    model = untrained("convnext_atto")
+    for images, words in (
+        (torch.zeros(0, 3, 64, 64), "no images"),
+        (torch.zeros(3, 64, 64), r"\(N, in_channels, H, W\)"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "normalised images"),
+        (torch.full((2, 3, 64, 64), torch.nan), "not finite"),
+        (torch.zeros(2, 3, 64, 64, device="meta"), "images are on meta"),
+        (torch.zeros(2, 3, 16, 16), "too small"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            quantize(model, images)
+
+
+def test_models_elsewhere_and_of_other_types() -> None:
+    images = torch.zeros(2, 3, 64, 64)
+    with pytest.raises(UsageError, match=r"on meta: pass model\.cpu\(\)"):
+        quantize(untrained("convnext_atto").to("meta"), images)
+    with pytest.raises(UsageError, match=r"bfloat16: pass model\.float\(\)"):
+        quantize(untrained("convnext_atto").bfloat16(), images)
+
+
+def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(UsageError, match="VNNI"):
+        quantize(untrained("convnext_atto"), torch.zeros(2, 3, 64, 64))
+
+
+def test_maps_are_fp32_where_the_processor_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    model = untrained("convnext_atto", layer_scale=0.5)
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    int8 = quantize(model, images)
+    exact = logits(model, images)
+    assert {parameter.dtype for parameter in int8.parameters()} == {torch.float32}
+    assert (int8(images) - exact).pow(2).mean() < 0.01 * exact.var()
+
+
+def test_agreement_is_the_share_of_equal_first_classes() -> None:
+    a = torch.eye(4)
+    assert agreement(a, a) == 1
+    assert agreement(a, a[[0, 1, 3, 2]]) == 0.5
+    with pytest.raises(UsageError, match="one shape"):
+        agreement(a, a[:2])
+    with pytest.raises(UsageError, match="one shape"):
+        agreement(a[:0], a[:0])
