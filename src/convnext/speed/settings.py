@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.speed.case import OURS, Mode, Precision
+from convnext.speed.optimize import optimize
 from convnext.training.machine import autocast_for
 
 Call = Callable[[], Any]
@@ -42,7 +43,14 @@ KERNELS = {
     "channels_last+kernels": Setting(kernels=True),
     "compiled+kernels": Setting(compiled=True, kernels=True),
 }
-OURS_ALONE: dict[str, Setting] = {}  # ways to inference that this package has beside the plain ones
+
+
+def optimized(model: nn.Module, images: Tensor, precision: Precision) -> Call:
+    """The network as :func:`convnext.optimize` makes it."""
+    return partial(optimize(model, images, precision), images)
+
+
+OURS_ALONE = {"optimized": Setting(prepare=optimized)}  # ways to inference beside the plain ones
 SETTINGS = PLAIN | KERNELS | OURS_ALONE
 
 
