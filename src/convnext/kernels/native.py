@@ -16,16 +16,18 @@ import threading
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from convnext.errors import KernelsWarning, RunError
 from convnext.files import user_cache, write_atomically
 from convnext.kernels import enabled
 
-SOURCE = Path(__file__).with_name("depthwise.c")
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
-BUILD_SECONDS = 120  # a build takes about one; a compiler that hangs does not hold up a training for longer
+BUILD_SECONDS = 120  # a file takes less than one; a compiler that hangs does not hold up a training for longer
 
 _building = threading.Lock()
 
@@ -50,11 +52,44 @@ def _library() -> ctypes.CDLL | None:
         return opened()
     except RunError as error:
         text = (
-            f"training on the processor goes on with torch's own depthwise convolution, which is slower: {error}. "
+            f"training on the processor goes on with torch's own operators, which are slower: {error}. "
             "CONVNEXT_KERNELS=off takes this message away"
         )
         warnings.warn(text, KernelsWarning, stacklevel=2)
         return None
+
+
+def call(native: ctypes.CDLL, function: str, *values: Tensor | bool | float | None) -> None:
+    """Call one of the library's functions with these values and torch's number of threads.
+
+    Args:
+        native: the library.
+        function: its name without ``convnext_``.
+        values: dense tensors, whose data it gets, and numbers: int as int64_t, bool as int, float as float.
+
+    Raises:
+        RunError: there is no memory for its sums.
+    """
+    if getattr(native, f"convnext_{function}")(*map(argument, values), ctypes.c_int(torch.get_num_threads())):
+        raise RunError("no memory is left for a layer's gradient: take a smaller batch")
+
+
+def vector(values: Tensor) -> Tensor:
+    """A layer's bias or the like, dense and in fp32, as the C code takes it."""
+    return values.float().contiguous()
+
+
+def argument(value: Tensor | bool | float | None) -> Any:
+    """A value as C takes it."""
+    if isinstance(value, bool):
+        return ctypes.c_int(value)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return (
+        ctypes.c_float(value)
+        if isinstance(value, float)
+        else ctypes.c_void_p(None if value is None else value.data_ptr())
+    )
 
 
 def opened() -> ctypes.CDLL:
@@ -70,14 +105,9 @@ def opened() -> ctypes.CDLL:
         try:
             path = built(compiler)
             # The object is linked to no OpenMP: its symbols are those of the runtime that torch has loaded.
-            opened = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+            return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
             reasons.append(f"{shlex.join(compiler)}: {error}")
-            continue
-        function = opened.convnext_depthwise_weight_gradient
-        function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5 + [ctypes.c_int] * 2
-        function.restype = ctypes.c_int
-        return opened
     raise RunError("; ".join(reasons) or "no C compiler was found (gcc or cc; CC may name another)")
 
 
@@ -90,20 +120,25 @@ def compilers() -> list[list[str]]:
 
 
 def built(compiler: list[str]) -> Path:
-    """The library's file in the user's cache, named by source, compiler and processor.
+    """The library's file in the user's cache, named by sources, compiler and processor.
 
     Raises:
         RunError: the compiler fails, or the cache cannot be written to.
     """
     # The predefined macros name the compiler's version and everything that -march=native found in this processor.
     macros = run([*compiler, *OPTIONS, "-E", "-dM", "-x", "c", os.devnull])
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *compiler, macros]).encode()).hexdigest()[:24]
-    path = user_cache("kernels") / f"depthwise-{key}.so"
+    key = hashlib.sha256(
+        "\0".join([*(source.read_text() for source in SOURCES), *compiler, macros]).encode()
+    ).hexdigest()[:24]
+    path = user_cache("kernels") / f"kernels-{key}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            compiled, linked = Path(folder) / "depthwise.o", Path(folder) / "depthwise.so"
-            run([*compiler, *OPTIONS, "-c", str(SOURCE), "-o", str(compiled)])
-            run([*compiler, "-shared", str(compiled), "-o", str(linked)])
+            linked, objects = Path(folder) / "kernels.so", []
+            for source in SOURCES:
+                if source.suffix == ".c":
+                    objects.append(str(Path(folder) / f"{source.stem}.o"))
+                    run([*compiler, *OPTIONS, "-c", str(source), "-o", objects[-1]])
+            run([*compiler, "-shared", *objects, "-o", str(linked)])
             write_atomically(path, linked.read_bytes())
     return path
 
