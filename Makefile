@@ -41,6 +41,7 @@ bench: $(VENV)/installed  ## speed and memory against timm and torchvision, as c
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/depthwise.py
+	$(BIN)/python benchmarks/training_kernels.py
 	$(BIN)/python -m pip install --quiet --editable ".[bench]" --constraint constraints.txt
 	$(BIN)/python benchmarks/loader.py
 
