@@ -121,7 +121,7 @@ def test_cache_that_cannot_be_written_to(fresh: Path, monkeypatch: pytest.Monkey
 @needs_compiler
 def test_another_compiler_has_a_file_of_its_own(fresh: Path) -> None:
     (plain,) = native.compilers()[:1]
-    assert native.built(plain) != native.built([*plain, "-DOTHER"])
+    assert native.built(plain, "training") != native.built([*plain, "-DOTHER"], "training")
     assert len(list((fresh / "cache" / "convnext" / "kernels").iterdir())) == 2
 
 

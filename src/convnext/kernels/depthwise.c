@@ -8,19 +8,9 @@
 // stays in registers. Every task has sums of its own, added up in a fixed order: the result depends neither on the
 // number of threads nor on which of them was first.
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
 int omp_get_thread_num(void);
-
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
 
 #define BLOCK 16          // channels of a task: a cache line of fp32
 #define TAPS 8            // most taps of a kernel's row that are summed at once
@@ -28,13 +18,7 @@ int omp_get_thread_num(void);
 #define TASKS 128         // enough of them for many threads, as far as there are samples
 #define PACKED_SIZE 65536 // floats of packed input, about: a quarter of a second-level cache
 
-#define FLOAT ((int64_t)sizeof(float))
-
-typedef float lanes __attribute__((vector_size(LANES * 4)));
 typedef float block __attribute__((vector_size(BLOCK * 4)));
-typedef block block_anywhere __attribute__((aligned(4)));
-typedef uint32_t block_of_bits __attribute__((vector_size(BLOCK * 4)));
-typedef uint16_t block_of_bf16 __attribute__((vector_size(BLOCK * 2), aligned(2)));
 
 typedef struct {
     int64_t samples, height, width, channels;
@@ -43,25 +27,13 @@ typedef struct {
 
 // The channels from `first` on of one position, as fp32; zeros where there are fewer than a block.
 static inline block read_position(const void *map, int64_t position, int64_t first, Shape shape) {
-    int64_t at = position * shape.channels + first;
-    int64_t left = shape.channels - first;
-    if (left >= BLOCK) {
-        if (shape.is_bf16) {
-            block_of_bf16 halves = *(const block_of_bf16 *)((const uint16_t *)map + at);
-            return (block)(__builtin_convertvector(halves, block_of_bits) << 16);
-        }
-        return *(const block_anywhere *)((const float *)map + at);
+    int64_t at = position * shape.channels + first, left = shape.channels - first;
+    block values = {0};
+    for (int lane = 0; lane < BLOCK && lane < left; lane += LANES) {
+        lanes part = load(map, at + lane, left - lane, shape.is_bf16);
+        memcpy((float *)&values + lane, &part, sizeof part);
     }
-    float values[BLOCK] __attribute__((aligned(BLOCK * 4))) = {0};
-    for (int64_t c = 0; c < left; c++) {
-        if (shape.is_bf16) {
-            uint32_t bits = (uint32_t)((const uint16_t *)map)[at + c] << 16;
-            memcpy(values + c, &bits, sizeof bits);
-        } else {
-            values[c] = ((const float *)map)[at + c];
-        }
-    }
-    return *(block *)values;
+    return values;
 }
 
 // sums[j] += x[row, w + j] * grad[row, w], over `rows` rows of `width` positions, for j < taps, a constant where inlined.

@@ -14,30 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from convnext.errors import RunError, UsageError
-from convnext.kernels.native import available, library
+from convnext.errors import UsageError
+from convnext.kernels.choice import NATIVE_DTYPES
+from convnext.kernels.native import call, library
 
-NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 LEAST_PRODUCTS = 2_000_000  # of a convolution; below, an operator written in Python takes longer than it saves
-
-
-def is_fast(x: Tensor, weight: Tensor) -> bool:
-    """Whether training with :func:`depthwise_conv2d` is faster here than with torch's convolution.
-
-    So it is on the CPU, where a gradient of the weight is wanted, in fp32 and bf16, with a compiler, for all but the
-    smallest maps; and not inside torch.func's transforms and torch.jit.trace, which know torch's convolution alone.
-    """
-    if not (x.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled()):
-        return False
-    # A compiled operator costs less, and a graph for any batch size must not depend on the size of one.
-    if not torch.compiler.is_compiling() and (
-        torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or x.numel() * weight[0].numel() < LEAST_PRODUCTS
-    ):
-        return False
-    dtypes = (torch.get_autocast_dtype("cpu"),) if torch.is_autocast_enabled("cpu") else (x.dtype, weight.dtype)
-    return all(dtype in NATIVE_DTYPES for dtype in dtypes) and available()
 
 
 @torch.library.custom_op("convnext::depthwise_conv2d", mutates_args=())
@@ -99,14 +80,8 @@ def native_weight_gradient(native: ctypes.CDLL, x: Tensor, grad: Tensor, kernel_
     samples, height, width, channels = x.shape
     weight_gradient = torch.empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
     bias_gradient = torch.empty(channels, dtype=torch.float32)
-    status = native.convnext_depthwise_weight_gradient(
-        *(tensor.data_ptr() for tensor in (x, grad, weight_gradient, bias_gradient)),
-        *(samples, height, width, channels, kernel_size),
-        x.dtype == torch.bfloat16,
-        torch.get_num_threads(),
-    )
-    if status:
-        raise RunError("no memory is left for a convolution's gradient: take a smaller batch")
+    values = x, grad, weight_gradient, bias_gradient, samples, height, width, channels, kernel_size
+    call(native, "depthwise_weight_gradient", *values, x.dtype == torch.bfloat16)
     return weight_gradient.to(x.dtype), bias_gradient.to(x.dtype)
 
 

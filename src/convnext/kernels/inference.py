@@ -8,16 +8,14 @@ import ctypes
 import threading
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from convnext.errors import RunError
-from convnext.kernels import enabled
-from convnext.kernels.native import compilers, library_path, opened_from
+from convnext.kernels import enabled, native
 
-SOURCE = Path(__file__).with_name("inference.c")
+LIBRARY = "inference"
 PAD = 32
 BUILD_SECONDS = 6  # about, on a machine of 2026
 
@@ -38,7 +36,7 @@ def inference_library() -> ctypes.CDLL:
 
 @cache
 def _library() -> ctypes.CDLL:
-    opened = opened_from(SOURCE)
+    opened = native.opened(LIBRARY)
     sizes, number, real, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
     opened.convnext_block.argtypes = [pointer] * 8 + [sizes] * 4 + [number, sizes, real, number, number]
     opened.convnext_patches.argtypes = [pointer] * 4 + [sizes] * 4 + [number, sizes, real, number, number]
@@ -49,7 +47,7 @@ def _library() -> ctypes.CDLL:
 def is_built() -> bool:
     """Whether the user's cache has the library, so that it costs nothing."""
     with suppress(RunError, OSError, RuntimeError):  # RuntimeError: a user without a home
-        return any(library_path(compiler, SOURCE).exists() for compiler in compilers())
+        return any(native.library_path(compiler, LIBRARY).exists() for compiler in native.compilers())
     return False
 
 

@@ -1,7 +1,7 @@
-"""The C code of this folder as a library, built by the machine's own compiler when it is first needed.
+"""The C code of this folder as libraries, built by the machine's own compiler when they are first needed.
 
-Whether one was built changes how fast a network trains, and its gradients by rounding alone. Where it cannot be built,
-that is said once.
+Whether they were built changes how fast a network is, and its results by rounding alone. Where that of training cannot
+be built, that is said once.
 """
 
 import ctypes
@@ -16,28 +16,34 @@ import threading
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from convnext.errors import KernelsWarning, RunError
 from convnext.files import user_cache, write_atomically
 from convnext.kernels import enabled
 
-SOURCE = Path(__file__).with_name("depthwise.c")
+FOLDER = Path(__file__).parent
+SOURCES = {  # of each library
+    "training": ("add_branch.c", "bias_gelu.c", "depthwise.c", "layer_norm.c"),
+    "inference": ("inference.c",),
+}
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
-BUILD_SECONDS = 120  # a build takes about one; a compiler that hangs does not hold up a training for longer
+BUILD_SECONDS = 120  # a file takes less than one; a compiler that hangs does not hold up a training for longer
 
 _building = threading.Lock()
 
 
 @torch.compiler.assume_constant_result
 def available() -> bool:
-    """Whether :func:`library` has one; builds it where that was not done yet."""
+    """Whether there is the library for training; builds it where that was not done yet."""
     return library() is not None
 
 
 def library() -> ctypes.CDLL | None:
-    """The library, or None where fast forms are off or none can be had; why not is said once a process."""
+    """The library for training, or None where fast forms are off or none can be had; why not is said once a process."""
     if not enabled():
         return None
     with _building:
@@ -47,31 +53,51 @@ def library() -> ctypes.CDLL | None:
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        return opened()
+        return opened("training")
     except RunError as error:
         text = (
-            f"training on the processor goes on with torch's own depthwise convolution, which is slower: {error}. "
+            f"training on the processor goes on with torch's own operators, which are slower: {error}. "
             "CONVNEXT_KERNELS=off takes this message away"
         )
         warnings.warn(text, KernelsWarning, stacklevel=2)
         return None
 
 
-def opened() -> ctypes.CDLL:
-    """The library of :data:`SOURCE`, with the types of its functions.
+def call(native: ctypes.CDLL, function: str, *values: Tensor | bool | float | None) -> None:
+    """Call one of the library's functions with these values and torch's number of threads.
+
+    Args:
+        native: the library.
+        function: its name without ``convnext_``.
+        values: dense tensors, whose data it gets, and numbers: int as int64_t, bool as int, float as float.
 
     Raises:
-        RunError: as :func:`opened_from`.
+        RunError: there is no memory for its sums.
     """
-    opened = opened_from(SOURCE)
-    function = opened.convnext_depthwise_weight_gradient
-    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 5 + [ctypes.c_int] * 2
-    function.restype = ctypes.c_int
-    return opened
+    if getattr(native, f"convnext_{function}")(*map(argument, values), ctypes.c_int(torch.get_num_threads())):
+        raise RunError("no memory is left for a layer's gradient: take a smaller batch")
 
 
-def opened_from(source: Path) -> ctypes.CDLL:
-    """Build the library of a C file unless the user's cache has it, and open it.
+def vector(values: Tensor) -> Tensor:
+    """A layer's bias or the like, dense and in fp32, as the C code takes it."""
+    return values.float().contiguous()
+
+
+def argument(value: Tensor | bool | float | None) -> Any:
+    """A value as C takes it."""
+    if isinstance(value, bool):
+        return ctypes.c_int(value)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return (
+        ctypes.c_float(value)
+        if isinstance(value, float)
+        else ctypes.c_void_p(None if value is None else value.data_ptr())
+    )
+
+
+def opened(name: str) -> ctypes.CDLL:
+    """Build a library of :data:`SOURCES` unless the user's cache has it, and open it.
 
     Raises:
         RunError: there is no compiler, it fails, or the cache cannot be written to.
@@ -82,7 +108,7 @@ def opened_from(source: Path) -> ctypes.CDLL:
     for compiler in compilers():
         try:
             # The object is linked to no OpenMP: its symbols are those of the runtime that torch has loaded.
-            return ctypes.CDLL(str(built(compiler, source)), mode=os.RTLD_NOW)
+            return ctypes.CDLL(str(built(compiler, name)), mode=os.RTLD_NOW)
         except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
             reasons.append(f"{shlex.join(compiler)}: {error}")
     raise RunError("; ".join(reasons) or "no C compiler was found (gcc or cc; CC may name another)")
@@ -96,31 +122,34 @@ def compilers() -> list[list[str]]:
     return [list(command) for command in dict.fromkeys(resolved)]
 
 
-def library_path(compiler: list[str], source: Path = SOURCE) -> Path:
-    """Where the user's cache has a C file's library, or will have it: named by source, compiler and processor.
+def library_path(compiler: list[str], name: str) -> Path:
+    """Where the user's cache has a library, or will have it: named by sources, compiler and processor.
 
     Raises:
         RunError: the compiler fails.
     """
     # The predefined macros name the compiler's version and everything that -march=native found in this processor.
     macros = run([*compiler, *OPTIONS, "-E", "-dM", "-x", "c", os.devnull])
-    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    sources = [*(FOLDER / source for source in SOURCES[name]), *sorted(FOLDER.glob("*.h"))]
+    texts = [source.read_text() for source in sources]
     key = hashlib.sha256("\0".join([*texts, *compiler, macros]).encode()).hexdigest()[:24]
-    return user_cache("kernels") / f"{source.stem}-{key}.so"
+    return user_cache("kernels") / f"{name}-{key}.so"
 
 
-def built(compiler: list[str], source: Path = SOURCE) -> Path:
-    """The library's file in the user's cache.
+def built(compiler: list[str], name: str) -> Path:
+    """A library's file in the user's cache.
 
     Raises:
         RunError: the compiler fails, or the cache cannot be written to.
     """
-    path = library_path(compiler, source)
+    path = library_path(compiler, name)
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            compiled, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
-            run([*compiler, *OPTIONS, "-c", str(source), "-o", str(compiled)])
-            run([*compiler, "-shared", str(compiled), "-o", str(linked)])
+            linked, objects = Path(folder) / "linked.so", []
+            for source in SOURCES[name]:
+                objects.append(str(Path(folder) / f"{source}.o"))
+                run([*compiler, *OPTIONS, "-c", str(FOLDER / source), "-o", objects[-1]])
+            run([*compiler, "-shared", *objects, "-o", str(linked)])
             write_atomically(path, linked.read_bytes())
     return path
 

@@ -15,7 +15,11 @@ from convnext.models.layers import (
     DepthwiseConv2d,
     DropPath,
     GlobalResponseNorm,
+    LayerNorm,
     LayerNorm2d,
+    LinearGELU,
+    PointwiseLinear,
+    add_branch,
     classifier_head,
     drop_path_rates,
     init_weights,
@@ -35,21 +39,16 @@ class Block(nn.Module):
     def __init__(self, channels: int, kernel_size: int, drop_path: float, layer_scale: float | None, grn: bool) -> None:
         super().__init__()
         self.dwconv = DepthwiseConv2d(channels, kernel_size)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.act = nn.GELU()
+        self.norm = LayerNorm(channels)
+        self.pwconv1 = LinearGELU(channels, 4 * channels)
         self.grn = GlobalResponseNorm(4 * channels) if grn else nn.Identity()
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.pwconv2 = PointwiseLinear(4 * channels, channels)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((channels,), layer_scale))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
-        x = to_nhwc(self.dwconv(x))  # (N, H, W, C)
-        x = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(x)))))
-        if self.gamma is not None:
-            x = self.gamma * x
-        return shortcut + self.drop_path(to_nchw(x))  # (N, C, H, W)
+        hidden = self.grn(self.pwconv1(self.norm(to_nhwc(self.dwconv(x)))))  # (N, H, W, 4 C)
+        return add_branch(x, to_nchw(hidden), self.pwconv2, self.gamma, self.drop_path)
 
 
 class StagedNetwork(nn.Module):

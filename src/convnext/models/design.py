@@ -19,7 +19,9 @@ from convnext.models.layers import (
     DropPath,
     GELU2d,
     LayerNorm2d,
+    LinearGELU2d,
     PointwiseLinear,
+    add_branch,
     classifier_head,
     drop_path_rates,
     init_weights,
@@ -138,9 +140,18 @@ class DesignBlock(nn.Module):
         self.dwconv = spatial_convolution(design, spatial, stride, bias_before_norm)
         self.norm = norm2d(design, spatial)
         self.spatial_act = activation(design) if design.activations > 1 or not self.spatial_first else nn.Identity()
-        self.pwconv1 = pointwise(design, spatial if self.spatial_first else in_channels, hidden, bias)
-        self.pwnorm1 = norm2d(design, hidden) if every_norm else nn.Identity()
-        self.pointwise_act = activation(design) if design.activations > 1 or self.spatial_first else nn.Identity()
+        entering = spatial if self.spatial_first else in_channels
+        act = activation(design) if design.activations > 1 or self.spatial_first else nn.Identity()
+        if isinstance(act, GELU2d) and not every_norm and design.pointwise == "linear":
+            self.pwconv1, self.pwnorm1, self.pointwise_act = (
+                LinearGELU2d(entering, hidden),
+                nn.Identity(),
+                nn.Identity(),
+            )
+        else:
+            self.pwconv1 = pointwise(design, entering, hidden, bias)
+            self.pwnorm1 = norm2d(design, hidden) if every_norm else nn.Identity()
+            self.pointwise_act = act
         self.pwconv2 = pointwise(design, hidden, out_channels, bias)
         self.pwnorm2 = norm2d(design, out_channels) if every_norm else nn.Identity()
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((out_channels,), layer_scale))
@@ -156,10 +167,10 @@ class DesignBlock(nn.Module):
         shortcut = self.shortcut(x)
         x = self.prenorm(x)
         x = self.widen(self.mix(x)) if self.spatial_first else self.mix(self.widen(x))
-        x = self.pwnorm2(self.pwconv2(x))
-        if self.gamma is not None:
-            x = self.gamma.view(-1, 1, 1) * x
-        return self.final_act(shortcut + self.drop_path(x))
+        last = self.pwconv2
+        if not isinstance(self.pwnorm2, nn.Identity):
+            x, last = last(x), self.pwnorm2
+        return self.final_act(add_branch(shortcut, x, last, self.gamma, self.drop_path))
 
     def mix(self, x: Tensor) -> Tensor:
         """Mix positions: the spatial convolution with what follows it."""

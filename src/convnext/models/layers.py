@@ -4,9 +4,12 @@ Maps are (N, C, H, W), kept in channels_last memory, so that the (N, H, W, C) vi
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.kernels.depthwise import depthwise_conv2d, is_fast
+from convnext.kernels import add_branch as branch
+from convnext.kernels import bias_gelu, depthwise, layer_norm
+from convnext.kernels.choice import compute_dtype, is_fast
 
 
 def to_nhwc(x: Tensor) -> Tensor:
@@ -19,11 +22,22 @@ def to_nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of each position of a map (N, C, H, W); eps 1e-6 as in the paper's code."""
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last dimension of (..., C); eps 1e-6 as in the paper's code."""
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__(channels, eps=eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        tensors, least = (input, self.weight, self.bias), layer_norm.LEAST_VALUES
+        wanted = self.training and self.weight.requires_grad
+        if is_fast(tensors, wanted=wanted, work=input.numel(), least=least):
+            return layer_norm.layer_norm(*tensors, self.eps, compute_dtype(input))[0]
+        return super().forward(input)
+
+
+class LayerNorm2d(LayerNorm):
+    """LayerNorm over the channels of each position of a map (N, C, H, W)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return to_nchw(super().forward(to_nhwc(input)))
@@ -46,9 +60,29 @@ class DepthwiseConv2d(nn.Conv2d):
         super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and is_fast(input, self.weight):
-            return depthwise_conv2d(input, self.weight, self.bias)
+        wanted = self.training and self.weight.requires_grad
+        work, least = input.numel() * self.weight[0].numel(), depthwise.LEAST_PRODUCTS
+        if is_fast((input, self.weight), wanted=wanted, work=work, least=least):
+            return depthwise.depthwise_conv2d(input, self.weight, self.bias)
         return super().forward(input)
+
+
+class LinearGELU(nn.Linear):
+    """A linear layer over the last dimension of (..., C), then GELU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        tensors, least = (input, self.weight, self.bias), bias_gelu.LEAST_VALUES
+        work = input.numel() // self.in_features * self.out_features
+        if is_fast(tensors, wanted=self.training and self.weight.requires_grad, work=work, least=least):
+            return bias_gelu.bias_gelu(F.linear(input, self.weight), self.bias)
+        return F.gelu(super().forward(input))
+
+
+class LinearGELU2d(LinearGELU):
+    """The same of a map (N, C, H, W), computed on its (N, H, W, C) view."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return to_nchw(super().forward(to_nhwc(input)))
 
 
 class GELU2d(nn.GELU):
@@ -84,14 +118,44 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        factors = self.factors(x)
+        return x if factors is None else x * factors.view(-1, *(1,) * (x.ndim - 1))
+
+    def factors(self, x: Tensor) -> Tensor | None:
+        """What each sample's branch is multiplied with, (N) in the dtype of x; None for ones."""
         if not self.training or self.rate == 0:
-            return x
+            return None
         keep = 1 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        return x.new_empty(len(x)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
+
+
+def add_branch(shortcut: Tensor, x: Tensor, last: nn.Module, gamma: Tensor | None, drop_path: DropPath) -> Tensor:
+    """The end of a residual branch: ``shortcut + drop_path(gamma * last(x))``.
+
+    Args:
+        shortcut: (N, C, H, W).
+        x: the input of the branch's last layer, (N, D, H, W).
+        last: that layer, to (N, C, H, W).
+        gamma: LayerScale, (C).
+        drop_path: stochastic depth.
+    """
+    if isinstance(last, PointwiseLinear) and last.bias is not None:
+        tensors = (shortcut, x, last.weight, last.bias) + (() if gamma is None else (gamma,))
+        wanted, work = last.training and last.weight.requires_grad, shortcut.numel()
+        if is_fast(tensors, wanted=wanted, work=work, least=branch.LEAST_VALUES):
+            weight, bias, dtype = last.weight, last.bias, compute_dtype(x)
+            if gamma is not None:
+                weight, bias = branch.scale_rows(weight, gamma, dtype), gamma * bias
+            x = F.linear(to_nhwc(x), weight)
+            out = torch.promote_types(shortcut.dtype, dtype if gamma is None else gamma.dtype)
+            return to_nchw(branch.add_branch(to_nhwc(shortcut), x, bias, drop_path.factors(x), out))
+    x = last(x)
+    if gamma is not None:
+        x = gamma.view(-1, 1, 1) * x
+    return shortcut + drop_path(x)
 
 
 def drop_path_rates(maximum: float, depths: tuple[int, ...]) -> list[list[float]]:

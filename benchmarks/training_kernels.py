@@ -1,0 +1,159 @@
+"""How fast do this package's kernels make training on the processor, each alone and in a whole step of ConvNeXt-T?
+
+Calls take turns, round by round, so that a slow moment of the machine falls on all; ratios are medians of the rounds'
+own. The ceiling is the machine's own matrix products of 2048 x 2048, of which a step is three forward passes. Writes
+``results/training-kernels-cpu.csv``. Usage: ``python benchmarks/training_kernels.py [--rounds 15] [--steps 7]``.
+"""
+
+import argparse
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from result_files import write_rows
+from torch import Tensor, nn
+
+import convnext
+from convnext.kernels.native import available
+from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, LinearGELU, PointwiseLinear, add_branch
+from convnext.speed.clock import alternate, quartiles, times_as_fast
+
+BATCH = 8
+STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width
+STEP_FLOP = 3 * 2 * 4.456e9 * BATCH  # three forward passes
+CEILING_SIZE = 2048
+
+
+def rows_of(
+    what: str, precision: str, batch: int, seconds: dict[str, list[float]], flop: float = 0, ceiling: float = 0
+) -> list[dict[str, Any]]:
+    """A row a path: milliseconds, how many times as fast the first path is, and the share of the ceiling."""
+    rows = []
+    ours = next(iter(seconds.values()))
+    for name, times in seconds.items():
+        low, median, high = quartiles(times)
+        rows.append(
+            {
+                "what": what,
+                "precision": precision,
+                "batch": batch,
+                "path": name,
+                "milliseconds": f"{1e3 * median:.2f}",
+                "quartiles": f"{1e3 * low:.2f} to {1e3 * high:.2f}",
+                "ours_times_as_fast": f"{times_as_fast(ours, times):.2f}",
+                "of_ceiling": f"{flop / median / ceiling:.2f}" if ceiling else "",
+            }
+        )
+        print(*rows[-1].values(), sep="  ", flush=True)
+    return rows
+
+
+def with_kernels(word: str, call: Callable[[], Any]) -> Any:
+    """A call with this package's kernels on or off."""
+    os.environ["CONVNEXT_KERNELS"] = word
+    return call()
+
+
+def layers(channels: int, size: int) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+    """Parts of a block, and their inputs: maps in channels_last memory."""
+
+    def maps(width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        x = torch.randn(BATCH, width, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        return x.requires_grad_()
+
+    x, hidden = maps(channels), maps(4 * channels)
+    last, gamma, drop_path = PointwiseLinear(4 * channels, channels), nn.Parameter(torch.ones(channels)), DropPath(0.1)
+    return {
+        "depthwise convolution": (DepthwiseConv2d(channels, 7), (x,)),
+        "LayerNorm": (LayerNorm(channels), (x.permute(0, 2, 3, 1),)),
+        "linear layer and GELU": (LinearGELU(channels, 4 * channels), (x.permute(0, 2, 3, 1),)),
+        "linear layer, LayerScale, stochastic depth, addition": (
+            lambda shortcut, hidden: add_branch(shortcut, hidden, last, gamma, drop_path),
+            (x, hidden),
+        ),
+    }
+
+
+def forward_and_backward(layer: Callable[..., Tensor], inputs: tuple[Tensor, ...], precision: str) -> None:
+    """A layer's part of a step."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        output = layer(*inputs)
+    output.backward(torch.ones_like(output))
+
+
+def layer_rows(precision: str, rounds: int) -> list[dict[str, Any]]:
+    """Every layer, forward and backward, at each stage's shape."""
+    rows = []
+    for channels, size in STAGES:
+        for name, (layer, inputs) in layers(channels, size).items():
+            call = partial(forward_and_backward, layer, inputs, precision)
+            calls = {"ours": partial(with_kernels, "on", call), "torch": partial(with_kernels, "off", call)}
+            rows += rows_of(f"{name} {size}x{size}x{channels}", precision, BATCH, alternate(calls, rounds))
+    return rows
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], precision: str
+) -> None:
+    """One step."""
+    images, labels = batch
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(images)
+    loss = F.cross_entropy(logits.float(), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def step_rows(name: str, peers: tuple[str, ...], precision: str, steps: int, options: dict[str, Any]) -> list[dict]:
+    """A network's training step: with the kernels, without, and those of other libraries, eager in channels_last."""
+    image_size, batch_size = options.pop("image_size"), options.pop("batch_size")
+    images = torch.randn(batch_size, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
+    batch = images, torch.randint(options.get("num_classes", 1000), (batch_size,))
+    calls = {}
+    for path, model_name, word in (
+        ("ours", name, "on"),
+        ("kernels off", name, "off"),
+        *((peer, peer, "off") for peer in peers),
+    ):
+        model = convnext.create_model(model_name, **options).train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+        calls[path] = partial(with_kernels, word, partial(training_step, model, optimizer, batch, precision))
+    seconds = alternate(calls, steps)
+    is_whole = name == "convnext_tiny"
+    return rows_of(
+        f"step of {name}", precision, batch_size, seconds, STEP_FLOP, products_per_second(precision) if is_whole else 0
+    )
+
+
+def products_per_second(precision: str) -> float:
+    """FLOP/s of a matrix product, the best of a few."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=dtype) for _ in range(2))
+    return 2 * CEILING_SIZE**3 / min(alternate({"product": partial(torch.mm, a, b)}, 15)["product"])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=7)
+    options = parser.parse_args()
+    if not available():
+        raise SystemExit("this measures the C kernels, which are not to be had here")
+    rows = []
+    for precision in ("bf16", "fp32"):
+        whole = {"image_size": 224, "batch_size": BATCH}
+        rows += step_rows("convnext_tiny", ("timm/convnext_tiny",), precision, options.steps, whole)
+        rows += layer_rows(precision, options.rounds)
+    for step in ("kernel_7", "separate_downsampling"):
+        micro = {"image_size": 32, "batch_size": 64, "num_classes": 10, "stem_stride": 2}
+        rows += step_rows(f"roadmap_micro/{step}", (), "fp32", 5 * options.steps, micro)
+    write_rows("training-kernels-cpu", rows)
+
+
+if __name__ == "__main__":
+    main()
