@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.kernels.native import available
-from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, LinearGELU, PointwiseLinear, add_branch
+from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, add_branch, linear_gelu
 from convnext.speed.clock import alternate, quartiles, times_as_fast
 
 BATCH = 8
@@ -65,14 +65,15 @@ def layers(channels: int, size: int) -> dict[str, tuple[Callable[..., Tensor], t
         return x.requires_grad_()
 
     x, hidden = maps(channels), maps(4 * channels)
-    last, gamma, drop_path = PointwiseLinear(4 * channels, channels), nn.Parameter(torch.ones(channels)), DropPath(0.1)
+    first, last = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+    gamma, drop_path = nn.Parameter(torch.ones(channels)), DropPath(0.1)
     return {
         "depthwise convolution": (DepthwiseConv2d(channels, 7), (x,)),
         "LayerNorm": (LayerNorm(channels), (x.permute(0, 2, 3, 1),)),
-        "linear layer and GELU": (LinearGELU(channels, 4 * channels), (x.permute(0, 2, 3, 1),)),
+        "linear layer and GELU": (lambda x: linear_gelu(x, first, nn.GELU()), (x.permute(0, 2, 3, 1),)),
         "linear layer, LayerScale, stochastic depth, addition": (
             lambda shortcut, hidden: add_branch(shortcut, hidden, last, gamma, drop_path),
-            (x, hidden),
+            (x, hidden.permute(0, 2, 3, 1)),
         ),
     }
 

@@ -11,7 +11,7 @@ import convnext
 from convnext.kernels import add_branch, bias_gelu, depthwise, layer_norm
 from convnext.kernels.native import available
 from convnext.models.convnext import Block
-from convnext.models.layers import LayerNorm, LinearGELU
+from convnext.models.layers import LayerNorm
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler here")
 
@@ -98,13 +98,13 @@ def test_torchs_operators_where_nothing_is_gained(case: str, monkeypatch: pytest
     assert not calls
 
 
-@pytest.mark.parametrize(("module", "size"), [(LayerNorm(6), 6), (LinearGELU(6, 8), 8)])
-def test_layers_of_a_model_in_bf16(module: nn.Module, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = module.bfloat16().train(), torch.randn(3, 4, 6, dtype=torch.bfloat16)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_model_in_bf16(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = block() if whole else (LayerNorm(6), torch.randn(3, 4, 6))
+    module, x = module.bfloat16().train(), x.bfloat16()
     fast = gradients(module, x)
     monkeypatch.setenv("CONVNEXT_KERNELS", "off")
-    assert fast[0].shape == (3, 4, size)
-    assert max(error_of(*pair) for pair in zip(fast, gradients(module, x), strict=True)) < 2e-2
+    assert max(error_of(*pair) for pair in zip(fast, gradients(module, x), strict=True)) < 3e-2
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "roadmap_micro/separate_downsampling"])

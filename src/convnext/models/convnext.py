@@ -17,13 +17,11 @@ from convnext.models.layers import (
     GlobalResponseNorm,
     LayerNorm,
     LayerNorm2d,
-    LinearGELU,
-    PointwiseLinear,
     add_branch,
     classifier_head,
     drop_path_rates,
     init_weights,
-    to_nchw,
+    linear_gelu,
     to_nhwc,
 )
 
@@ -40,15 +38,18 @@ class Block(nn.Module):
         super().__init__()
         self.dwconv = DepthwiseConv2d(channels, kernel_size)
         self.norm = LayerNorm(channels)
-        self.pwconv1 = LinearGELU(channels, 4 * channels)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.act = nn.GELU()
         self.grn = GlobalResponseNorm(4 * channels) if grn else nn.Identity()
-        self.pwconv2 = PointwiseLinear(4 * channels, channels)
+        self.pwconv2 = nn.Linear(4 * channels, channels)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((channels,), layer_scale))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.grn(self.pwconv1(self.norm(to_nhwc(self.dwconv(x)))))  # (N, H, W, 4 C)
-        return add_branch(x, to_nchw(hidden), self.pwconv2, self.gamma, self.drop_path)
+        shortcut = x
+        x = self.norm(to_nhwc(self.dwconv(x)))  # (N, H, W, C)
+        x = self.grn(linear_gelu(x, self.pwconv1, self.act))
+        return add_branch(shortcut, x, self.pwconv2, self.gamma, self.drop_path)  # (N, C, H, W)
 
 
 class StagedNetwork(nn.Module):

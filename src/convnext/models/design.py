@@ -19,12 +19,12 @@ from convnext.models.layers import (
     DropPath,
     GELU2d,
     LayerNorm2d,
-    LinearGELU2d,
     PointwiseLinear,
     add_branch,
     classifier_head,
     drop_path_rates,
     init_weights,
+    linear_gelu,
 )
 
 
@@ -140,18 +140,9 @@ class DesignBlock(nn.Module):
         self.dwconv = spatial_convolution(design, spatial, stride, bias_before_norm)
         self.norm = norm2d(design, spatial)
         self.spatial_act = activation(design) if design.activations > 1 or not self.spatial_first else nn.Identity()
-        entering = spatial if self.spatial_first else in_channels
-        act = activation(design) if design.activations > 1 or self.spatial_first else nn.Identity()
-        if isinstance(act, GELU2d) and not every_norm and design.pointwise == "linear":
-            self.pwconv1, self.pwnorm1, self.pointwise_act = (
-                LinearGELU2d(entering, hidden),
-                nn.Identity(),
-                nn.Identity(),
-            )
-        else:
-            self.pwconv1 = pointwise(design, entering, hidden, bias)
-            self.pwnorm1 = norm2d(design, hidden) if every_norm else nn.Identity()
-            self.pointwise_act = act
+        self.pwconv1 = pointwise(design, spatial if self.spatial_first else in_channels, hidden, bias)
+        self.pwnorm1 = norm2d(design, hidden) if every_norm else nn.Identity()
+        self.pointwise_act = activation(design) if design.activations > 1 or self.spatial_first else nn.Identity()
         self.pwconv2 = pointwise(design, hidden, out_channels, bias)
         self.pwnorm2 = norm2d(design, out_channels) if every_norm else nn.Identity()
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((out_channels,), layer_scale))
@@ -178,6 +169,8 @@ class DesignBlock(nn.Module):
 
     def widen(self, x: Tensor) -> Tensor:
         """Mix channels, to the hidden width: the first 1x1 layer with what follows it."""
+        if isinstance(self.pwnorm1, nn.Identity):
+            return linear_gelu(x, self.pwconv1, self.pointwise_act)
         return self.pointwise_act(self.pwnorm1(self.pwconv1(x)))
 
 

@@ -67,24 +67,6 @@ class DepthwiseConv2d(nn.Conv2d):
         return super().forward(input)
 
 
-class LinearGELU(nn.Linear):
-    """A linear layer over the last dimension of (..., C), then GELU."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        tensors, least = (input, self.weight, self.bias), bias_gelu.LEAST_VALUES
-        work = input.numel() // self.in_features * self.out_features
-        if is_fast(tensors, wanted=self.training and self.weight.requires_grad, work=work, least=least):
-            return bias_gelu.bias_gelu(F.linear(input, self.weight), self.bias)
-        return F.gelu(super().forward(input))
-
-
-class LinearGELU2d(LinearGELU):
-    """The same of a map (N, C, H, W), computed on its (N, H, W, C) view."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return to_nchw(super().forward(to_nhwc(input)))
-
-
 class GELU2d(nn.GELU):
     """GELU of a map (N, C, H, W), computed on its (N, H, W, C) view: torch rounds differently from layout to layout."""
 
@@ -118,44 +100,62 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        factors = self.factors(x)
+        factors = self.factors(len(x), x)
         return x if factors is None else x * factors.view(-1, *(1,) * (x.ndim - 1))
 
-    def factors(self, x: Tensor) -> Tensor | None:
-        """What each sample's branch is multiplied with, (N) in the dtype of x; None for ones."""
+    def factors(self, samples: int, like: Tensor) -> Tensor | None:
+        """What each sample's branch is multiplied with, (samples) in another tensor's dtype; None for ones."""
         if not self.training or self.rate == 0:
             return None
         keep = 1 - self.rate
-        return x.new_empty(len(x)).bernoulli_(keep).div_(keep)
+        return like.new_empty(samples).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
 
 
+def linear_gelu(x: Tensor, linear: nn.Module, act: nn.Module) -> Tensor:
+    """``act(linear(x))``, in training on the CPU by one pass for bias and GELU."""
+    if isinstance(linear, nn.Linear) and isinstance(act, nn.GELU) and linear.bias is not None:
+        work, least = x.numel() // linear.in_features * linear.out_features, bias_gelu.LEAST_VALUES
+        wanted = linear.training and linear.weight.requires_grad
+        if is_fast((x, linear.weight, linear.bias), wanted=wanted, work=work, least=least):
+            hidden = bias_gelu.bias_gelu(F.linear(as_rows(x, linear), linear.weight), linear.bias)
+            return to_nchw(hidden) if isinstance(linear, PointwiseLinear) else hidden
+    return act(linear(x))
+
+
 def add_branch(shortcut: Tensor, x: Tensor, last: nn.Module, gamma: Tensor | None, drop_path: DropPath) -> Tensor:
-    """The end of a residual branch: ``shortcut + drop_path(gamma * last(x))``.
+    """The end of a residual branch: ``shortcut + drop_path(gamma * last(x))``, (N, C, H, W).
 
     Args:
         shortcut: (N, C, H, W).
-        x: the input of the branch's last layer, (N, D, H, W).
-        last: that layer, to (N, C, H, W).
+        x: the input of the branch's last layer, (N, D, H, W), or (N, H, W, D) for an ``nn.Linear``.
+        last: that layer, to (N, C, H, W) or (N, H, W, C).
         gamma: LayerScale, (C).
         drop_path: stochastic depth.
     """
-    if isinstance(last, PointwiseLinear) and last.bias is not None:
+    if isinstance(last, nn.Linear) and last.bias is not None:
         tensors = (shortcut, x, last.weight, last.bias) + (() if gamma is None else (gamma,))
         wanted, work = last.training and last.weight.requires_grad, shortcut.numel()
         if is_fast(tensors, wanted=wanted, work=work, least=branch.LEAST_VALUES):
             weight, bias, dtype = last.weight, last.bias, compute_dtype(x)
             if gamma is not None:
                 weight, bias = branch.scale_rows(weight, gamma, dtype), gamma * bias
-            x = F.linear(to_nhwc(x), weight)
+            x = F.linear(as_rows(x, last), weight)
             out = torch.promote_types(shortcut.dtype, dtype if gamma is None else gamma.dtype)
-            return to_nchw(branch.add_branch(to_nhwc(shortcut), x, bias, drop_path.factors(x), out))
+            return to_nchw(branch.add_branch(to_nhwc(shortcut), x, bias, drop_path.factors(len(x), bias), out))
     x = last(x)
+    if type(last) is nn.Linear:
+        x = to_nchw(x)
     if gamma is not None:
         x = gamma.view(-1, 1, 1) * x
     return shortcut + drop_path(x)
+
+
+def as_rows(x: Tensor, linear: nn.Linear) -> Tensor:
+    """A linear layer's input with its channels last."""
+    return to_nhwc(x) if isinstance(linear, PointwiseLinear) else x
 
 
 def drop_path_rates(maximum: float, depths: tuple[int, ...]) -> list[list[float]]:
