@@ -60,15 +60,27 @@ LOWEST_OF_HIGHEST = 0.90  # images a second of the slowest batch beside the fast
 
 def verdicts(name: str, document: dict[str, Any]) -> list[str]:
     """Each target of a table beside what was reached, a line each."""
-    ratios = [ratio for ratio in document["ratios"]["to_best_peer"] if ratio["name"] == NETWORK]
-    found = []
-    for precision, target in TO_BEST_PEER.get(name, {}).items():
-        reached = [ratio["times_as_fast"] for ratio in ratios if ratio["precision"] == precision]
-        found += [verdict(f"{name}, {precision}, times the best peer", value, target) for value in reached]
-    for precision, target in SHARE_OF_CEILING.get(name, {}).items():
-        ours = [row for row in document["rows"] if (row["name"], row["library"]) == (NETWORK, "convnext")]
-        shares = [row["share_of_ceiling"] or 0 for row in ours if row["precision"] == precision]
-        found.append(verdict(f"{name}, {precision}, share of the ceiling", max(shares, default=0), target))
+    ratios = {
+        ratio["precision"]: ratio["times_as_fast"]
+        for ratio in document["ratios"]["to_best_peer"]
+        if ratio["name"] == NETWORK
+    }
+    if len(ratios) == 1:
+        ratios["any"] = next(iter(ratios.values()))
+    found = [
+        verdict(f"{name}, {precision}, times the best peer", ratios[precision], target)
+        for precision, target in TO_BEST_PEER.get(name, {}).items()
+        if precision in ratios
+    ]
+    shares: dict[str, list[float]] = {}
+    for row in document["rows"]:
+        if (row["name"], row["library"]) == (NETWORK, "convnext") and row["share_of_ceiling"] is not None:
+            shares.setdefault(row["precision"], []).append(row["share_of_ceiling"])
+    found += [
+        verdict(f"{name}, {precision}, share of the ceiling", max(shares[precision]), target)
+        for precision, target in SHARE_OF_CEILING.get(name, {}).items()
+        if precision in shares
+    ]
     for grown in document["ratios"]["growth"]:
         words = f"{name}, {grown['precision']} {grown['setting']}, slowest batch of fastest"
         found.append(verdict(words, grown["lowest_of_highest"], LOWEST_OF_HIGHEST))

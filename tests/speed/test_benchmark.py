@@ -68,7 +68,9 @@ def test_several_batches_and_a_weights_file(tmp_path: Path, capsys: Capture) -> 
     [
         (["convnext_tinny"], "unknown model 'convnext_tinny': did you mean convnext_tiny"),
         (["torchvision/resnet51"], "unknown reference 'torchvision/resnet51': did you mean torchvision/resnet50"),
+        (["roadmap_tiny/gelo"], "unknown model 'roadmap_tiny/gelo': did you mean roadmap_tiny/gelu"),
         (["gone.safetensors"], "gone.safetensors"),
+        (["runs/gone"], "no run folder runs/gone"),
         (["--against", "tim"], "unknown library 'tim': did you mean timm"),
         (["--mode", "train"], "unknown mode 'train': did you mean training"),
         (["--mode", ""], "no mode is named"),

@@ -38,7 +38,7 @@ def benchmark(
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
         threads: of each process, pinned to as many processors; one for each core by default.
         rounds: turns of each row, at most.
-        seconds: begin no further round later than this; for each mode and batch.
+        seconds: begin no further round later than this; for each mode, batch and precision.
         compile: try torch.compile as well, which takes up to a minute for each network, library and precision.
         json: print the figures as one JSON document on stdout.
     """

@@ -29,8 +29,11 @@ def is_weights(name: str | Path) -> bool:
 
 
 def is_trained(name: str) -> bool:
-    """Whether a name means a run or weights rather than a network that is built by its name; a path goes first."""
-    return Path(name).exists() or is_weights(name) or (name.partition(".")[0] in VARIANTS and name not in VARIANTS)
+    """Whether a name means a run or weights rather than a network that is built by its name; a path that is there goes
+    first."""
+    of_networks = name in VARIANTS or is_reference(name) or name.startswith("roadmap_")
+    path_or_tag = "/" in name or is_weights(name) or name.partition(".")[0] in VARIANTS
+    return Path(name).exists() or (path_or_tag and not of_networks)
 
 
 def open_trained(name: str | Path) -> Trained:
