@@ -1,9 +1,9 @@
 """The forms of a network that :func:`convnext.optimize` tries, each with what it takes to make it."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Candidate:
 
 
 def candidates(model: nn.Module, device: torch.device, precision: str, calibration: Tensor | None) -> list[Candidate]:
-    """What to try, what costs least first; the first is the network as it is, in fp32.
+    """What to try, what promises most for its cost first; but the first is the network as it is, in fp32.
 
     Args:
         model: the network.
@@ -61,12 +61,12 @@ def candidates(model: nn.Module, device: torch.device, precision: str, calibrati
     """
     precisions = allowed(precision, device)
     found = [Candidate("eager", "fp32", eager)]
-    found += [Candidate("channels_last", name, cast_to(channels_last, name)) for name in precisions]
-    if isinstance(model, ConvNeXt | IsotropicConvNeXt | DesignNetwork):
-        found += [Candidate("folded", name, cast_to(folded_eager, name)) for name in precisions]
     if device.type == "cpu" and can_fuse(model):
         cost = 0 if is_built() else BUILD_SECONDS
         found += [Candidate("kernels", name, kernels(name), cost) for name in precisions]
+    found += [Candidate("channels_last", name, cast_to(channels_last, name)) for name in precisions]
+    if isinstance(model, ConvNeXt | IsotropicConvNeXt | DesignNetwork):
+        found += [Candidate("folded", name, cast_to(folded_eager, name)) for name in precisions]
     if precision == "int8":
         found.append(Candidate("int8", "int8", quantized(calibration), COMPILE_SECONDS))
     found += [Candidate("compiled", name, cast_to(compiled, name), COMPILE_SECONDS) for name in reversed(precisions)]
@@ -113,14 +113,10 @@ def folded_eager(model: nn.Module, dtype: torch.dtype) -> Form:
 def compiled(model: nn.Module, dtype: torch.dtype) -> Form:
     """The same through torch.compile, with its weights as constants where that is possible (freezing)."""
     network = folded(model).to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore
-    options = {"freezing": True} if next(iter(device_types(network)), "cpu") == "cpu" else {}
-    function = torch.compile(network, dynamic=False, options=options)
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+    options: dict[str, Any] = {"freezing": True} if on_cpu else {}
+    function: Any = torch.compile(network, dynamic=False, options=options)
     return Form(lambda images: function(prepared(images, dtype)).float(), fixed=True)
-
-
-def device_types(model: nn.Module) -> Iterable[str]:
-    """Where a network's parameters are."""
-    return (parameter.device.type for parameter in model.parameters())
 
 
 def prepared(images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from convnext.errors import ConvNeXtError, RunError, UsageError, reason, unknown
 from convnext.speed.candidates import PRECISIONS, TOLERANCE, Candidate, Form, candidates
 from convnext.speed.choices import key_of, remember, remembered
 from convnext.speed.clock import alternate, quartiles, times_as_fast
-from convnext.speed.report import Report, Tried, report_from
+from convnext.speed.report import TOO_LATE, Report, Tried, report_from
 
 ROUNDS = 9
 SECONDS_OF_ROUNDS = 6  # of one form beside the fastest so far
@@ -32,7 +32,7 @@ class Optimized(nn.Module):
         super().__init__()
         self.form, self.report = form, report
         self.shape, self.device = tuple(example.shape), example.device
-        self.__dict__["plain"] = plain  # not a part of this network: for shapes that its form was not made for
+        self.plain: Callable[[Tensor], Tensor] = plain.forward  # for shapes that the form was not made for
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def optimize(
     search = Search(model, example, expected, calibration, force)
     found = candidates(model, example.device, precision, calibration)
     key = key_of(model, example, precision + (" forced" if force else ""))
-    form, report = search.again(found, key) or search.over(found, precision, seconds)
+    form, report = search.again(found, key, seconds) or search.over(found, precision, seconds)
     if not report.remembered:
         remember(key, report.to_dict())
     return Optimized(form, model, example, report)
@@ -152,13 +152,18 @@ class Search:
         self.model, self.example, self.expected = model, example, expected
         self.calibration, self.force = calibration, force
 
-    def again(self, found: list[Candidate], key: str) -> tuple[Form, Report] | None:
-        """What an earlier call chose, made of this network; None where there is none, or it fails now."""
+    def again(self, found: list[Candidate], key: str, seconds: float) -> tuple[Form, Report] | None:
+        """What an earlier call chose, made of this network; None where there is none, or it fails now.
+
+        Nor is it taken where that call's time was up before it had tried all, and this one has more.
+        """
         document = remembered(key)
         try:
             report = report_from(document, remembered=True) if document else None
         except (TypeError, ValueError, KeyError):
             report = None
+        if report and report.cut_short and seconds > report.seconds:
+            return None
         for candidate in found:
             if report and (candidate.name, candidate.precision) == (report.choice, report.precision):
                 form, tried = self.made(candidate)
@@ -178,7 +183,7 @@ class Search:
         best: tuple[Form, Tried] | None = None
         for candidate in found:
             if rows and time.perf_counter() - start + candidate.seconds > seconds:
-                rows.append(Tried(candidate.name, candidate.precision, dropped="not tried, the time was up"))
+                rows.append(Tried(candidate.name, candidate.precision, dropped=TOO_LATE))
                 continue
             form, tried = self.made(candidate)
             if form and not tried.dropped:
@@ -190,7 +195,7 @@ class Search:
             rows.append(tried)
         if best is None:
             raise RunError("no form of the network gives its outputs: " + "; ".join(map(str, rows)))
-        return best[0], Report(best[1].name, best[1].precision, tuple(rows), len(self.example))
+        return best[0], Report(best[1].name, best[1].precision, tuple(rows), len(self.example), seconds)
 
     def made(self, candidate: Candidate) -> tuple[Form | None, Tried]:
         """A form with its differences from the network; None where it cannot be made."""

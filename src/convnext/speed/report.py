@@ -6,6 +6,8 @@ from typing import Any
 
 from convnext.quantities import per_second
 
+TOO_LATE = "not tried, the time was up"
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -51,6 +53,7 @@ class Report:
         precision: of the form chosen.
         tried: every form, in order; the first is the network as it came.
         batch: images that were measured at a time.
+        seconds: that the search was allowed.
         remembered: whether the choice is that of an earlier call, whose figures these then are.
     """
 
@@ -58,12 +61,18 @@ class Report:
     precision: str
     tried: tuple[Tried, ...]
     batch: int
+    seconds: float
     remembered: bool = False
 
     @property
     def chosen(self) -> Tried:
         """The figures of the form chosen."""
         return next(row for row in self.tried if (row.name, row.precision) == (self.choice, self.precision))
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether a longer search would have tried more."""
+        return any(row.dropped == TOO_LATE for row in self.tried)
 
     @property
     def times_as_fast(self) -> float:
@@ -88,9 +97,9 @@ def report_from(document: dict[str, Any], remembered: bool) -> Report:
         TypeError, ValueError, KeyError: the document is another.
     """
     rows: Iterable[dict[str, Any]] = document["tried"]
-    report = Report(
-        document["choice"], document["precision"], tuple(Tried(**row) for row in rows), document["batch"], remembered
-    )
+    facts = (document[name] for name in ("choice", "precision"))
+    tried = tuple(Tried(**row) for row in rows)
+    report = Report(*facts, tried, document["batch"], document["seconds"], remembered)
     if all((row.name, row.precision) != (report.choice, report.precision) for row in report.tried):
         raise ValueError("the choice is none of the forms")
     return report
