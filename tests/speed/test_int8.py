@@ -55,7 +55,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
 def test_a_trained_network_keeps_its_answers(name: str) -> None:
     options = {"layer_scale": 0.1} if name == "convnext_atto" else {}
-    model = trained(name, steps=50, **options)
+    model = trained(name, steps=80, **options)
     images, labels = digits()
     int8 = quantize(model, images[:64])
     exact, ours = logits(model, images[1437:]), int8(images[1437:])

@@ -33,7 +33,8 @@ def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
         calibration: normalised images (N, in_channels, H, W); a few dozen of those that it will see.
 
     Returns:
-        A module in evaluation mode, from images (N, in_channels, H, W) to fp32 logits; any batch size.
+        A module in evaluation mode, from images (N, in_channels, H, W) to fp32 logits; any batch size. It lives in this
+        process alone: weights laid out for the processor cannot be copied or saved.
 
     Raises:
         UsageError: the processor has no int8 products, the model is not in fp32 there, or the images are no batch of
