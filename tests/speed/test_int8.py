@@ -105,6 +105,16 @@ def test_any_batch_and_size_of_image(name: str) -> None:
     torch.testing.assert_close(int8(images.to(memory_format=torch.channels_last)), whole)
 
 
+def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(7, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    int8 = quantize(untrained("convnextv2_atto"), images)
+    whole = int8(images)
+    monkeypatch.setattr("convnext.speed.int8.PART_PIXELS", 3 * 64 * 64)
+    torch.testing.assert_close(int8(images), whole, atol=0.02, rtol=0.02)
+    with pytest.raises(UsageError, match="a batch of images"):
+        int8(images[0])
+
+
 def test_features_without_a_classifier() -> None:
     model = convnext.create_model("convnext_atto", num_classes=0, layer_scale=0.5).eval()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))

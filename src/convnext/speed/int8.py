@@ -18,6 +18,7 @@ from convnext.models.layers import PointwiseLinear, to_nchw, to_nhwc
 
 CALIBRATION_BATCH = 8
 GELU_MINIMUM = -0.17  # the least value that GELU has
+PART_PIXELS = 4 * 224 * 224  # of the images that go through together: their maps stay in the cache from layer to layer
 PACKED_FOR = 1024  # rows that oneDNN lays the weights out for; it multiplies any number of them
 
 
@@ -275,7 +276,8 @@ class Int8Network(nn.Module):
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.to(self.dtype)).float()
+        parts = x.split(max(1, PART_PIXELS // max(1, x.shape[-1] * x.shape[-2])))
+        return torch.cat([self.network(part.to(self.dtype)).float() for part in parts])
 
 
 class Widened(nn.Module):
