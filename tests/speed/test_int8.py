@@ -55,7 +55,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
 def test_a_trained_network_keeps_its_answers(name: str) -> None:
     options = {"layer_scale": 0.1} if name == "convnext_atto" else {}
-    model = trained(name, steps=50, **options)
+    model = trained(name, steps=80, **options)
     images, labels = digits()
     int8 = quantize(model, images[:64])
     exact, ours = logits(model, images[1437:]), int8(images[1437:])
@@ -103,6 +103,16 @@ def test_any_batch_and_size_of_image(name: str) -> None:
     other = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(int8(other), logits(model, other), atol=0.1, rtol=0.1)
     torch.testing.assert_close(int8(images.to(memory_format=torch.channels_last)), whole)
+
+
+def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(7, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    int8 = quantize(untrained("convnextv2_atto"), images)
+    whole = int8(images)
+    monkeypatch.setattr("convnext.speed.int8.PART_PIXELS", 3 * 64 * 64)
+    torch.testing.assert_close(int8(images), whole, atol=0.02, rtol=0.02)
+    with pytest.raises(UsageError, match="a batch of images"):
+        int8(images[0])
 
 
 def test_features_without_a_classifier() -> None:

@@ -18,6 +18,7 @@ from convnext.models.layers import PointwiseLinear, to_nchw, to_nhwc
 
 CALIBRATION_BATCH = 8
 GELU_MINIMUM = -0.17  # the least value that GELU has
+PART_PIXELS = 4 * 224 * 224  # of the images that go through together: their maps stay in the cache from layer to layer
 PACKED_FOR = 1024  # rows that oneDNN lays the weights out for; it multiplies any number of them
 
 
@@ -33,7 +34,8 @@ def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
         calibration: normalised images (N, in_channels, H, W); a few dozen of those that it will see.
 
     Returns:
-        A module in evaluation mode, from images (N, in_channels, H, W) to fp32 logits; any batch size.
+        A module in evaluation mode, from images (N, in_channels, H, W) to fp32 logits; any batch size. It lives in this
+        process alone: weights laid out for the processor cannot be copied or saved.
 
     Raises:
         UsageError: the processor has no int8 products, the model is not in fp32 there, or the images are no batch of
@@ -274,7 +276,8 @@ class Int8Network(nn.Module):
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.to(self.dtype)).float()
+        parts = x.split(max(1, PART_PIXELS // max(1, x.shape[-1] * x.shape[-2])))
+        return torch.cat([self.network(part.to(self.dtype)).float() for part in parts])
 
 
 class Widened(nn.Module):
