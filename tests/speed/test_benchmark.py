@@ -215,7 +215,7 @@ def test_a_plan_has_a_row_for_each_setting() -> None:
         ("training", 1),
         ("training", 16),
     ]
-    assert len(plan.groups[0]) == 1 + 4 * 3 + 3
+    assert len(plan.groups[0]) == 1 + 4 * 3 + 1 + 3
     assert len(plan.groups[2]) == 1 + 4 + 3 * 3 + 3
     assert plan.macs["convnext_tiny"] == 4_455_531_264
     assert plan.notes == [

@@ -14,6 +14,7 @@ from convnext.models.convnext import ConvNeXt, IsotropicConvNeXt
 from convnext.models.design import DesignNetwork
 from convnext.speed.fold import folded
 from convnext.speed.fused import FusedNetwork, can_fuse
+from convnext.speed.int8 import quantize
 from convnext.training.machine import has_cpu_bf16
 
 COMPILE_SECONDS = 40  # about what torch.compile takes for a network
@@ -151,8 +152,6 @@ def quantized(calibration: Tensor | None) -> Callable[[nn.Module], Form]:
         raise UsageError("precision int8 needs images to calibrate with: calibration=IMAGES, (N, C, H, W)")
 
     def make(model: nn.Module) -> Form:
-        from convnext.speed.int8 import quantize  # pyright: ignore
-
         return Form(quantize(model, calibration))
 
     return make

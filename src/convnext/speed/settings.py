@@ -50,7 +50,7 @@ def optimized(model: nn.Module, images: Tensor, precision: Precision) -> Call:
     return partial(optimize(model, images, precision), images)
 
 
-OURS_ALONE = {"optimized": Setting(prepare=optimized)}  # ways to inference beside the plain ones
+OURS_ALONE = {"optimized": Setting(kernels=True, prepare=optimized)}  # ways to inference beside the plain ones
 SETTINGS = PLAIN | KERNELS | OURS_ALONE
 
 
