@@ -58,12 +58,7 @@ def test_every_setting_computes_the_networks_logits(name: str, precision: str) -
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * SETTINGS[name].compiled)
-        for name in SETTINGS
-        if name not in OURS_ALONE
-    ],
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * SETTINGS[name].compiled) for name in (*PLAIN, *KERNELS)]
 )
 def test_every_setting_trains(name: str, precision: str) -> None:
     model = convnext.create_model("convnext_atto", num_classes=5, layer_scale=1.0)

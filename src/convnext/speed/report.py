@@ -97,9 +97,8 @@ def report_from(document: dict[str, Any], remembered: bool) -> Report:
         TypeError, ValueError, KeyError: the document is another.
     """
     rows: Iterable[dict[str, Any]] = document["tried"]
-    facts = (document[name] for name in ("choice", "precision"))
-    tried = tuple(Tried(**row) for row in rows)
-    report = Report(*facts, tried, document["batch"], document["seconds"], remembered)
+    tried, batch, seconds = tuple(Tried(**row) for row in rows), document["batch"], document["seconds"]
+    report = Report(document["choice"], document["precision"], tried, batch, seconds, remembered)
     if all((row.name, row.precision) != (report.choice, report.precision) for row in report.tried):
         raise ValueError("the choice is none of the forms")
     return report
