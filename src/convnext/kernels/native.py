@@ -36,10 +36,13 @@ BUILD_SECONDS = 120  # a file takes less than one; a compiler that hangs does no
 _building = threading.Lock()
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether there is the library for training; builds it where that was not done yet."""
     return library() is not None
+
+
+# As torch.compiler.assume_constant_result marks it, whose call would import the compiler, a second, with every network.
+available._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def library() -> ctypes.CDLL | None:
