@@ -3,6 +3,7 @@
 // The left matrix lies in groups of ROWS positions, of each position 64 bytes at a time; the right one in panels of
 // COLUMNS columns, bf16 in pairs along the sum. ROWS x COLUMNS sums stay in registers.
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(__AVX512F__)

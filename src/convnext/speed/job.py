@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +52,15 @@ class Job(nn.Module):
             self.take(faster, images, outputs)
         return outputs
 
+    @cached_property
+    def making(self) -> float:
+        """Seconds that the kernels take to be made, about; whether they are built is asked of the compiler."""
+        return MAKING + (0 if is_built() else BUILD_SECONDS)
+
     def faster(self, saves: float, images: Tensor) -> Callable[[], nn.Module] | None:
         """What makes a form that pays, if any does, where one that costs nothing would save so many seconds."""
         if can_fuse(self.model):
-            # Whether the kernels are built is asked of a compiler, which takes a moment too.
-            if saves > MAKING and saves > MAKING + (0 if is_built() else BUILD_SECONDS):
+            if saves > MAKING and saves > self.making:
                 return lambda: fused(self.model)
         elif saves > SEARCH:
             return lambda: optimize(self.model, images.clone(), "fp32", seconds=SEARCH)
