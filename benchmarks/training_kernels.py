@@ -57,7 +57,7 @@ def with_kernels(word: str, call: Callable[[], Any]) -> Any:
     return call()
 
 
-def layers(channels: int, size: int) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+def layers(channels: int, size: int, precision: str) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
     """Parts of a block, and their inputs: maps in channels_last memory."""
 
     def maps(width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -65,11 +65,12 @@ def layers(channels: int, size: int) -> dict[str, tuple[Callable[..., Tensor], t
         return x.requires_grad_()
 
     x, hidden = maps(channels), maps(4 * channels)
+    normed = maps(channels, torch.bfloat16 if precision == "bf16" else torch.float32)  # a convolution's output
     first, last = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
     gamma, drop_path = nn.Parameter(torch.ones(channels)), DropPath(0.1)
     return {
         "depthwise convolution": (DepthwiseConv2d(channels, 7), (x,)),
-        "LayerNorm": (LayerNorm(channels), (x.permute(0, 2, 3, 1),)),
+        "LayerNorm": (LayerNorm(channels), (normed.permute(0, 2, 3, 1),)),
         "linear layer and GELU": (lambda x: linear_gelu(x, first, nn.GELU()), (x.permute(0, 2, 3, 1),)),
         "linear layer, LayerScale, stochastic depth, addition": (
             lambda shortcut, hidden: add_branch(shortcut, hidden, last, gamma, drop_path),
@@ -89,7 +90,7 @@ def layer_rows(precision: str, rounds: int) -> list[dict[str, Any]]:
     """Every layer, forward and backward, at each stage's shape."""
     rows = []
     for channels, size in STAGES:
-        for name, (layer, inputs) in layers(channels, size).items():
+        for name, (layer, inputs) in layers(channels, size, precision).items():
             call = partial(forward_and_backward, layer, inputs, precision)
             calls = {"ours": partial(with_kernels, "on", call), "torch": partial(with_kernels, "off", call)}
             rows += rows_of(f"{name} {size}x{size}x{channels}", precision, BATCH, alternate(calls, rounds))
