@@ -1,6 +1,7 @@
 """Folded networks and those of the kernels have the outputs of the networks they were made of."""
 
 import copy
+import platform
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from convnext.errors import RunError, UsageError
-from convnext.kernels.inference import inference_library
+from convnext.kernels import native
+from convnext.kernels.inference import SOURCE, inference_library
 from convnext.models import create_model
 from convnext.models.convnext import ConvNeXt, ConvNeXtV2, IsotropicConvNeXt
 from convnext.models.design import DesignNetwork
@@ -144,6 +146,16 @@ def test_only_convnext_v1_in_fp32_can_be_fused() -> None:
     assert not can_fuse(SMALL["v2"]())
     assert not can_fuse(SMALL["v1"]().double())
     assert not can_fuse(create_model("torchvision/resnet18"))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of this kind")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512", "cooperlake"])
+def test_the_kernels_are_c_for_older_processors_too(processor: str) -> None:
+    if not native.compilers():
+        pytest.skip("no compiler")
+    # GCC notes that vectors wider than the processor's are passed in another way.
+    options = ["-fsyntax-only", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-march={processor}"]
+    native.run([*native.compilers()[0], *options, str(SOURCE)])
 
 
 def test_the_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,7 @@ INLINE void multiply(const int rows, const int bf16, const char *a, const char *
         return;
     }
 #endif
+    (void)bf16;
     for (int64_t line = 0; line < lines; line++, a += ROWS * LINE) {
 #pragma GCC unroll 4
         for (int k = 0; k < 16; k++, b += COLUMNS * FLOAT) {
