@@ -42,7 +42,7 @@ class Table:
 
 
 TABLES = {
-    "training": Table("training", (8,)),
+    "training": Table("training", (8,), precisions=("bf16",)),
     "inference": Table("inference", (16,)),
     "latency": Table("inference", (1,)),
     "growth": Table("inference", (8, 16, 32, 64), peers=False, scale=False),

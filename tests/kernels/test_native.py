@@ -64,6 +64,7 @@ def _forget() -> Iterator[None]:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_two_processes_build_at_once_and_a_third_does_not(tmp_path: Path) -> None:
     assert [outcome(process) for process in [start(tmp_path), start(tmp_path)]] == [("native", "")] * 2
     (built,) = (tmp_path / "convnext" / "kernels").iterdir()

@@ -106,6 +106,7 @@ def test_bf16_without_instructions(monkeypatch: pytest.MonkeyPatch, capsys: Capt
     assert {case.precision for group in plan.groups for case in group} == {"fp32"}
 
 
+@pytest.mark.slow
 def test_rows_that_fail_leave_the_others() -> None:
     plan = make_plan(
         [Network("torchvision/resnet18")],

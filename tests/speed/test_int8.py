@@ -52,7 +52,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+@pytest.mark.parametrize("name", ["convnext_atto", pytest.param("convnextv2_atto", marks=pytest.mark.slow)])
 def test_a_trained_network_keeps_its_answers(name: str) -> None:
     options = {"layer_scale": 0.1} if name == "convnext_atto" else {}
     model = trained(name, steps=80, **options)
