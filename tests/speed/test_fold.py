@@ -11,7 +11,7 @@ from torch import nn
 
 from convnext.errors import RunError, UsageError
 from convnext.kernels import native
-from convnext.kernels.inference import SOURCE, inference_library
+from convnext.kernels.inference import inference_library
 from convnext.models import create_model
 from convnext.models.convnext import ConvNeXt, ConvNeXtV2, IsotropicConvNeXt
 from convnext.models.design import DesignNetwork
@@ -155,7 +155,7 @@ def test_the_kernels_are_c_for_older_processors_too(processor: str) -> None:
         pytest.skip("no compiler")
     # GCC notes that vectors wider than the processor's are passed in another way.
     options = ["-fsyntax-only", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", f"-march={processor}"]
-    native.run([*native.compilers()[0], *options, str(SOURCE)])
+    native.run([*native.compilers()[0], *options, str(native.FOLDER / "inference.c")])
 
 
 def test_the_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:

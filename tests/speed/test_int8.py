@@ -1,5 +1,6 @@
 """int8 keeps a trained network's answers, takes the networks of every room, and refuses with words."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,17 @@ def test_a_trained_network_keeps_its_answers(name: str) -> None:
     assert accuracy > 0.8  # otherwise there is nothing to keep
     assert agreement(exact, ours) >= 0.99
     assert (ours - exact).pow(2).mean() < 0.002 * exact.var()
+
+
+def test_optimize_tries_it_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CONVNEXT_KERNELS", "off")
+    model, images = untrained("convnext_atto", layer_scale=0.5), digits()[0][:32]
+    fast = convnext.optimize(model, images[:2], "int8", calibration=images, seconds=30, force=True)
+    (row,) = (row for row in fast.report.tried if row.precision == "int8")
+    assert not row.dropped
+    assert row.images_per_second
+    assert row.agreement == agreement(logits(model, images), quantize(model, images)(images))
 
 
 @pytest.mark.parametrize(
