@@ -116,7 +116,7 @@ def test_network_learns_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("CONVNEXT_KERNELS", word)
         torch.manual_seed(1)
         options = {} if "v2" in name else {"layer_scale": 0.5}  # so that the branches matter
-        model = convnext.create_model(name, num_classes=3, drop_path=0.1, **options).train()
+        model = convnext.create_model(name, num_classes=3, drop_path=0.1, **options).train()  # pyright: ignore[reportArgumentType]
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
         for _ in range(4):
