@@ -46,6 +46,7 @@ bench: $(VENV)/installed-bench  ## speed and memory against timm, torchvision an
 	$(BIN)/python benchmarks/cold_start.py
 	$(BIN)/python benchmarks/depthwise.py
 	$(BIN)/python benchmarks/training_kernels.py
+	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/loader.py
 
 clean:
