@@ -146,6 +146,7 @@ def test_failed_work_ends_with_1(capsys: Capture) -> None:
     assert "error: the loss is not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough() -> None:
     code = f"{sys.executable} -m convnext models 'convnext_*' --json | head -c 20"
     answer = subprocess.run(["bash", "-o", "pipefail", "-c", code], capture_output=True, text=True, check=False)
@@ -166,6 +167,7 @@ def test_ctrl_c_in_a_training_with_reading_processes(make_folder: MakeFolder) ->
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_next_call_goes_on() -> None:
     words = ["roadmap", "--steps", "kernel_7,gelu", "--epochs", "3", "--seeds", "1", "--out", "study"]
     process = subprocess.Popen(

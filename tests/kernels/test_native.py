@@ -74,6 +74,7 @@ def test_two_processes_build_at_once_and_a_third_does_not(tmp_path: Path) -> Non
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_one_openmp_runtime(tmp_path: Path) -> None:
     code = GRADIENT + "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line}))"
     assert outcome(start(tmp_path, code))[0].split() == ["native", "1"]
@@ -120,6 +121,7 @@ def test_cache_that_cannot_be_written_to(fresh: Path, monkeypatch: pytest.Monkey
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_another_compiler_has_a_file_of_its_own(fresh: Path) -> None:
     (plain,) = native.compilers()[:1]
     assert native.built(plain, "training") != native.built([*plain, "-DOTHER"], "training")

@@ -23,6 +23,7 @@ Capture = pytest.CaptureFixture[str]
 SMALL = ["--image-size", "32", "--batch", "2", "--rounds", "2", "--no-compile", "--precision", "fp32"]
 
 
+@pytest.mark.slow
 def test_json_is_alone_on_stdout(capsys: Capture) -> None:
     words = ["benchmark", "convnext_atto", "--against", "timm,torchvision", "--mode", "training", *SMALL, "--json"]
     assert main(words) == 0

@@ -61,6 +61,7 @@ def test_a_second_call_trains_nothing(study_folder: Path, results: dict[str, Any
     assert [step["train_seconds"] for step in again["steps"]] == [step["train_seconds"] for step in results["steps"]]
 
 
+@pytest.mark.slow
 def test_a_study_cut_off_in_a_training_goes_on(results: dict[str, Any], tmp_path: Path) -> None:
     plan = small_plan(tmp_path / "out")
     for update in (updates := run_study(dataclasses.replace(plan, seeds=2))):

@@ -82,6 +82,7 @@ def assert_close(first: Path, second: Path) -> None:
         assert (one["images"], one["top1"]) == (other["images"], other["top1"])
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_at_the_same_batch(data: Path, tmp_path: Path) -> None:
     finish(launch(words(recipe(data), tmp_path / "two")))
     train(recipe(data), tmp_path / "one")

@@ -146,7 +146,7 @@ def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Path, name: str) -> None:
     long, folder = recipe(data, epochs=200, workers=1, checkpoint_minutes=60), tmp_path / "run"
     process = start(long, folder)
@@ -226,7 +226,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(Learner, "update", planted)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_a_planted_nan_is_found_named_and_not_saved(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
