@@ -29,6 +29,7 @@ from torch.utils.flop_counter import flop_registry
 import convnext
 from convnext.environment import environment
 from convnext.figures import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, write_figure
+from convnext.speed.clock import seconds_of
 from convnext.training.machine import has_cpu_bf16
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -136,13 +137,6 @@ def measure_machine(dtype: torch.dtype) -> Machine:
     product = min(seconds_of(lambda: a @ b) for _ in range(12))
     copy = min(seconds_of(lambda: target.copy_(source)) for _ in range(8))
     return Machine(2 * 2048**3 / product, 2 * source.numel() * source.itemsize / copy)
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    """One call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def step_of(mode: str, precision: str, batch: int) -> Callable[[], None]:

@@ -232,7 +232,7 @@ def test_an_unknown_precision_is_refused(model: ConvNeXt) -> None:
 
 
 def test_a_processor_without_bf16_says_so(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext.speed.candidates.has_cpu_bf16", lambda: False)
+    monkeypatch.setattr("convnext.training.machine.has_cpu_bf16", lambda: False)
     with pytest.raises(UsageError, match="take fp32 or auto"):
         convnext.optimize(model, IMAGES, "bf16")
     assert {row.precision for row in convnext.optimize(model, IMAGES, seconds=0).report.tried} == {"fp32"}

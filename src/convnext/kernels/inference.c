@@ -12,8 +12,6 @@
 #include "products.h"
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 int omp_get_thread_num(void);
 
@@ -118,7 +116,7 @@ static void convolve_rows(
 }
 
 // Into how many tasks a sample's rows are shared out, so that all threads have as much to do.
-static int64_t tasks_of(int64_t samples, int64_t height, int64_t width, int threads) {
+static int64_t row_tasks(int64_t samples, int64_t height, int64_t width, int threads) {
     int64_t rows = POSITIONS / width > 1 ? POSITIONS / width : 1;
     int64_t tasks = divide_up(height, rows);
     if (samples * tasks < 8 * threads)
@@ -141,7 +139,7 @@ int convnext_block(
     const char *weight2, const float *bias2, int64_t samples, int64_t height, int64_t width, int64_t channels, int k,
     int64_t hidden, float eps, int bf16, int threads) {
     Shape s = {samples, height, width, channels, divide_up(channels, PAD) * PAD};
-    int64_t tasks = tasks_of(samples, height, width, threads), most = divide_up(height, tasks) * width;
+    int64_t tasks = row_tasks(samples, height, width, threads), most = divide_up(height, tasks) * width;
     int64_t groups = divide_up(most, ROWS), value = bf16 ? 2 : 4, in_lines = s.padded / per_line(bf16);
     int64_t chunk = HIDDEN / (most * value) / PAD * PAD;
     if (chunk < PAD) chunk = PAD;
@@ -193,7 +191,7 @@ int convnext_patches(
     int64_t channels, int k, int64_t out_channels, float eps, int bf16, int threads) {
     Shape s = {samples, height, width, channels, divide_up(channels, PAD) * PAD};
     int64_t out_height = height / k, out_width = width / k, out_padded = divide_up(out_channels, PAD) * PAD;
-    int64_t tasks = tasks_of(samples, out_height, out_width, threads), most = divide_up(out_height, tasks) * out_width;
+    int64_t tasks = row_tasks(samples, out_height, out_width, threads), most = divide_up(out_height, tasks) * out_width;
     int64_t inputs = k * k * s.padded, lines = inputs / per_line(bf16);
     int64_t size = round_up(divide_up(most, ROWS) * ROWS * inputs * (bf16 ? 2 : 4));
     char *scratch = scratch_for(threads, size);
@@ -232,7 +230,7 @@ int convnext_stem(
     int64_t in_channels, int k, int stride, int pad, int64_t out_channels, float eps, int threads) {
     int64_t out_height = (height + 2 * pad - k) / stride + 1, out_width = (width + 2 * pad - k) / stride + 1;
     Shape s = {samples, out_height, out_width, out_channels, divide_up(out_channels, PAD) * PAD};
-    int64_t tasks = tasks_of(samples, out_height, out_width, threads), most = divide_up(out_height, tasks) * out_width;
+    int64_t tasks = row_tasks(samples, out_height, out_width, threads), most = divide_up(out_height, tasks) * out_width;
     int64_t inputs = divide_up(in_channels * k * k, PAD) * PAD, lines = inputs / per_line(0);
     int64_t packed_size = round_up(divide_up(most, ROWS) * ROWS * inputs * FLOAT);
     int64_t size = packed_size + round_up(inputs * FLOAT);

@@ -92,11 +92,9 @@ def argument(value: Tensor | bool | float | None) -> Any:
         return ctypes.c_int(value)
     if isinstance(value, int):
         return ctypes.c_int64(value)
-    return (
-        ctypes.c_float(value)
-        if isinstance(value, float)
-        else ctypes.c_void_p(None if value is None else value.data_ptr())
-    )
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
 def opened(name: str) -> ctypes.CDLL:

@@ -4,16 +4,16 @@
 // COLUMNS columns, bf16 in pairs along the sum. ROWS x COLUMNS sums stay in registers.
 
 #include <stddef.h>
-#include <stdint.h>
 
 #if defined(__AVX512F__)
-#include <immintrin.h>
 #define LANES 16
 #define ROWS 14 // the maps of 224 px have 7, 14, 28 and 56 columns
 #else
 #define LANES 8
 #define ROWS 6
 #endif
+#include "vectors.h"
+
 #if defined(__AVX512BF16__)
 #define HAS_BF16 1
 #else
@@ -22,11 +22,6 @@
 
 #define COLUMNS (2 * LANES)
 #define LINE 64 // bytes of a position that lie together
-#define FLOAT ((int64_t)sizeof(float))
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float lanes __attribute__((vector_size(LANES * 4)));
-typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -34,16 +29,6 @@ static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t per_line(int bf16) { return bf16 ? 32 : 16; }
 
 INLINE lanes all(float value) { return value - (lanes){0}; }
-
-// x, held between -limit and limit.
-INLINE lanes clamp(lanes x, float limit) {
-#if defined(__AVX512F__)
-    return (lanes)_mm512_max_ps(_mm512_min_ps((__m512)x, _mm512_set1_ps(limit)), _mm512_set1_ps(-limit));
-#else
-    ints above = x > all(limit), below = x < all(-limit);
-    return (lanes)((above & (ints)all(limit)) | (below & (ints)all(-limit)) | (~(above | below) & (ints)x));
-#endif
-}
 
 // x * Phi(x), where Phi - 0.5 is x times a polynomial in x^2, fitted (in the variable t, from -1 to 1) for the least
 // largest error of the product up to |x| = limit; beyond, Phi stays as it is there. Errors: 1e-6, or 4e-5 for bf16.
@@ -59,7 +44,7 @@ INLINE lanes gelu(lanes x, const int bf16) {
     const float *terms = bf16 ? coarse : exact;
     const int degree = bf16 ? 7 : 13;
     const float limit = bf16 ? 4.0f : 5.5f;
-    lanes inside = clamp(x, limit);
+    lanes inside = clamped(x, limit);
     lanes t = inside * inside * (2 / (limit * limit)) - 1;
     lanes sum = all(terms[degree]);
 #pragma GCC unroll 16

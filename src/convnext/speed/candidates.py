@@ -15,7 +15,7 @@ from convnext.models.design import DesignNetwork
 from convnext.speed.fold import folded
 from convnext.speed.fused import FusedNetwork, can_fuse
 from convnext.speed.int8 import quantize
-from convnext.training.machine import has_cpu_bf16
+from convnext.training import machine
 
 COMPILE_SECONDS = 40  # about what torch.compile takes for a network
 QUANTIZE_SECONDS = 5  # about what int8 takes with a few dozen images to calibrate
@@ -81,19 +81,14 @@ def allowed(precision: str, device: torch.device) -> list[str]:
     Raises:
         UsageError: bf16 was asked for, and the device does not have it.
     """
-    has_bf16 = has_cpu_bf16() if device.type == "cpu" else supports_bf16(device)
-    if precision == "bf16" and not has_bf16:
+    fast = device.type in ("cpu", "cuda") and machine.has_bf16(device)
+    if precision == "bf16" and not fast:
         raise UsageError(f"precision bf16 needs a device with bf16 instructions, {device} has none: take fp32 or auto")
     if precision == "fp32":
         return ["fp32"]
     if precision == "bf16":
         return ["bf16"]
-    return ["fp32", "bf16"] if has_bf16 else ["fp32"]
-
-
-def supports_bf16(device: torch.device) -> bool:
-    """Whether a GPU computes in bf16 rather than emulating it."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return ["fp32", "bf16"] if fast else ["fp32"]
 
 
 def eager(model: nn.Module) -> Form:

@@ -12,6 +12,7 @@ from convnext.errors import ConvNeXtError, RunError, UsageError, reason, unknown
 from convnext.speed.candidates import PRECISIONS, TOLERANCE, Candidate, Form, candidates
 from convnext.speed.choices import key_of, remember, remembered
 from convnext.speed.clock import alternate, quartiles, times_as_fast
+from convnext.speed.int8 import agreement
 from convnext.speed.report import TOO_LATE, Report, Tried, report_from
 
 ROUNDS = 9
@@ -205,16 +206,16 @@ class Search:
             with torch.inference_mode():
                 outputs = form.run(self.example)
                 difference = (outputs - self.expected).abs().max() / self.expected.abs().max().clamp(min=1e-30)
-                agreement = self.agreement(form, outputs, candidate.precision)
+                agrees = self.agreement(form, outputs, candidate.precision)
         except Exception as error:  # of any library, at any depth: the form is left out, the others remain
             return None, replace(tried, seconds=time.perf_counter() - start, dropped=reason(error))
-        tried = replace(tried, agreement=agreement, seconds=time.perf_counter() - start)
+        tried = replace(tried, agreement=agrees, seconds=time.perf_counter() - start)
         if not difference.isfinite():
             return form, replace(tried, dropped="its outputs are not finite")
         tried = replace(tried, difference=difference.item())
         if difference > TOLERANCE[candidate.precision]:
             tried = replace(tried, dropped=f"it differs by more than {TOLERANCE[candidate.precision]:g}")
-        if candidate.precision == "int8" and not self.force and (agreement is None or agreement < LEAST_AGREEMENT):
+        if candidate.precision == "int8" and not self.force and (agrees is None or agrees < LEAST_AGREEMENT):
             tried = replace(tried, dropped=f"top-1 agrees on fewer than {100 * LEAST_AGREEMENT:g} % (force takes it)")
         return form, tried
 
@@ -226,8 +227,7 @@ class Search:
         if precision == "int8" and self.calibration is not None:
             some = self.calibration.split(len(self.example))
             pairs = [(self.model(images), form.run(images)) for images in some]
-        same = torch.cat([theirs.argmax(1) == ours.argmax(1) for theirs, ours in pairs])
-        return same.double().mean().item()
+        return agreement(*(torch.cat(logits) for logits in zip(*pairs, strict=True)))
 
     def measured(self, form: Form, best: Form | None) -> tuple[list[float], list[float]]:
         """Seconds of a form's rounds and of those of the best before it, in turns."""

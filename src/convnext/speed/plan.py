@@ -15,7 +15,7 @@ from convnext.speed.case import CEILING, OURS, Case, Mode, Precision
 from convnext.speed.peers import check_libraries, has_network, library_of
 from convnext.speed.pinning import choose_threads, processors_for
 from convnext.speed.settings import settings_for
-from convnext.training.machine import autocast_for, choose_device
+from convnext.training.machine import autocast_for, choose_device, has_bf16
 
 DEFAULT_IMAGE_SIZE = 224
 
@@ -145,16 +145,7 @@ def choose_precisions(names: Sequence[str], device: torch.device) -> list[Precis
         autocast_for(name, device)
     if names:
         return [precision for precision in known if precision in names]
-    return [precision for precision in known if can_compute(precision, device)]
-
-
-def can_compute(precision: Precision, device: torch.device) -> bool:
-    """Whether a device has instructions for a precision."""
-    try:
-        autocast_for(precision, device)
-    except UsageError:
-        return False
-    return True
+    return [precision for precision in known if precision == "fp32" or has_bf16(device)]
 
 
 def meta_model(name: str, image_size: int) -> nn.Module:

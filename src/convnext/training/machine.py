@@ -44,13 +44,20 @@ def autocast_for(precision: str, device: torch.device) -> AbstractContextManager
         return torch.autocast(device.type, torch.float16)
     if precision == "fp32" or (precision == "auto" and device.type == "cpu"):
         return nullcontext()
-    if device.type == "cpu" and not has_cpu_bf16():
+    if device.type == "cpu" and not has_bf16(device):
         raise UsageError("precision bf16 needs a processor with bf16 instructions, this one has none: take fp32")
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and not has_bf16(device):
         if precision == "auto":
             return nullcontext()
         raise UsageError(f"precision bf16 needs a GPU that has it, {torch.cuda.get_device_name()} does not: take fp32")
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a processor or a CUDA GPU computes in bf16 rather than emulating it; of others torch does not say."""
+    if device.type == "cpu":
+        return has_cpu_bf16()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def has_cpu_bf16() -> bool:
