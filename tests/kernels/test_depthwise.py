@@ -14,6 +14,7 @@ from convnext.kernels import depthwise
 from convnext.kernels.depthwise import depthwise_conv2d, depthwise_weight_gradient
 from convnext.kernels.native import available
 from convnext.models.layers import DepthwiseConv2d
+from tests.kernels.cases import brought_about
 
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")
 
@@ -211,14 +212,7 @@ def test_module_is_torchs_where_nothing_is_gained(case: str, monkeypatch: pytest
     if available() and case != "small":
         with pytest.raises(AssertionError):
             module(x)
-    if case == "evaluation":
-        module.eval()
-    elif case == "frozen":
-        module.requires_grad_(False)
-    elif case == "float64":
-        module, x = module.double(), x.double()
-    elif case == "meta":
-        module, x = module.to("meta"), x.to("meta")
+    module, x = brought_about(case, module, x)
     with torch.set_grad_enabled(case != "no_grad"), torch.autocast("cpu", torch.float16, enabled="fp16" in case):
         assert module(x).shape == x.shape
 

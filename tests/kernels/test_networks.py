@@ -12,6 +12,7 @@ from convnext.kernels import add_branch, bias_gelu, depthwise, layer_norm
 from convnext.kernels.native import available
 from convnext.models.convnext import Block
 from convnext.models.layers import LayerNorm
+from tests.kernels.cases import brought_about
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler here")
 
@@ -84,13 +85,8 @@ def test_torchs_operators_where_nothing_is_gained(case: str, monkeypatch: pytest
     calls = []
     for kernel in (depthwise, layer_norm, bias_gelu, add_branch):
         monkeypatch.setattr(kernel, "library", lambda: calls.append(1))
-    if case == "evaluation":
-        module.eval()
-    elif case == "frozen":
-        module.requires_grad_(False)
-    elif case == "float64":
-        module, x = module.double(), x.double()
-    elif case == "small":
+    module, x = brought_about(case, module, x)
+    if case == "small":
         monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 1e9)
         for kernel in (layer_norm, bias_gelu, add_branch):
             monkeypatch.setattr(kernel, "LEAST_VALUES", 1e9)

@@ -5,7 +5,6 @@ scale and zero point for each layer, from the range that the calibration images 
 the stem, the downsampling layers and the classifier are not quantised.
 """
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from convnext.errors import UsageError
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
 from convnext.models.layers import PointwiseLinear, to_nchw, to_nhwc
+from convnext.speed.fold import folded
+from convnext.training.machine import has_cpu_bf16
 
 CALIBRATION_BATCH = 8
 GELU_MINIMUM = -0.17  # the least value that GELU has
@@ -44,17 +45,17 @@ def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
     check_processor()
     check_model(model)
     check_calibration(calibration)
-    network = copy.deepcopy(model).eval()
+    network = folded(model)
     blocks = {name: block for name, block in network.named_modules() if type(block) is Block}
     # The classifier's product is a thousandth of the work, and its rounding goes straight into the logits.
     head = getattr(network, "head", None) if isinstance(network, ConvNeXt | IsotropicConvNeXt) else None
-    inside = {id(module) for block in blocks.values() for module in block.modules()} | {id(head)}
     linears = {
-        name: module for name, module in network.named_modules() if is_plain_linear(module) and id(module) not in inside
+        name: module for name, module in network.named_modules() if is_plain_linear(module) and module is not head
     }
-    ranges = observe(network, list(blocks.values()), list(linears.values()), calibration)
+    ranges = observe(network, list(linears.values()), calibration)
+    inside = {id(module) for block in blocks.values() for module in block.modules()}
     for name, linear in linears.items():
-        if linear in ranges:
+        if linear in ranges and id(linear) not in inside:
             network.set_submodule(name, Int8Linear.of(linear, ranges[linear]))
     for name, block in blocks.items():
         network.set_submodule(name, Int8Block(block, ranges[block.pwconv1], ranges[block.pwconv2]))
@@ -143,28 +144,14 @@ class Range:
         return round(-self.low / self.scale)
 
 
-def observe(
-    network: nn.Module, blocks: list[nn.Module], linears: list[nn.Module], images: Tensor
-) -> dict[nn.Module, Range]:
-    """The ranges of the inputs of the layers that the forward pass calls.
-
-    A block's first linear layer is given the range of what its norm puts out before its affine, which will be folded.
-    """
+def observe(network: nn.Module, linears: list[nn.Module], images: Tensor) -> dict[nn.Module, Range]:
+    """The ranges of the inputs of the layers that the forward pass calls."""
     ranges: dict[nn.Module, Range] = {}
 
-    def see(layer: nn.Module, x: Tensor) -> None:
-        ranges.setdefault(layer, Range()).see(x)
+    def see(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        ranges.setdefault(layer, Range()).see(inputs[0])
 
-    handles = [linear.register_forward_pre_hook(lambda layer, inputs: see(layer, inputs[0])) for linear in linears]
-    for block in blocks:
-        assert isinstance(block, Block)
-
-        def see_normalised(norm: nn.Module, inputs: tuple[Tensor, ...], block: Block = block) -> None:
-            assert isinstance(norm, nn.LayerNorm)
-            see(block.pwconv1, F.layer_norm(inputs[0], norm.normalized_shape, eps=norm.eps))
-
-        handles.append(block.norm.register_forward_pre_hook(see_normalised))
-        handles.append(block.pwconv2.register_forward_pre_hook(lambda layer, inputs: see(layer, inputs[0])))
+    handles = [linear.register_forward_pre_hook(see) for linear in linears]
     try:
         with torch.inference_mode():
             for batch in images.float().split(CALIBRATION_BATCH):
@@ -228,25 +215,20 @@ class Int8Linear(nn.Module):
 class Int8Block(nn.Module):
     """ConvNeXt's block, V1 or V2, (N, C, H, W) to the same: both linear layers in int8, the rest as the input is.
 
-    The first layer's input is quantised by the norm, whose affine is the layer's; GELU and the quantisation of its
-    result, and the addition of the shortcut, are parts of the products.
+    The block is a folded one: the first layer's input is quantised by the norm, whose affine is the layer's. GELU and
+    the quantisation of its result, and the addition of the shortcut, are parts of the products.
     """
 
     def __init__(self, block: Block, normalised: Range, hidden: Range) -> None:
         super().__init__()
-        norm, linear1, linear2, gamma = block.norm, block.pwconv1, block.pwconv2, block.gamma
         dtype = activation_dtype()
-        with torch.no_grad():
-            weight1, bias1 = linear1.weight * norm.weight, linear1.bias + linear1.weight @ norm.bias
-            scale = torch.ones(len(linear2.weight)) if gamma is None else gamma
-            weight2, bias2 = linear2.weight * scale[:, None], linear2.bias * scale
         hidden.low = max(hidden.low, GELU_MINIMUM) if isinstance(block.grn, nn.Identity) else hidden.low
-        self.linear1 = Int8Linear(weight1, bias1, normalised)
-        self.linear2 = Int8Linear(weight2, bias2, hidden)
+        self.linear1 = Int8Linear.of(block.pwconv1, normalised)
+        self.linear2 = Int8Linear.of(block.pwconv2, hidden)
         self.dwconv = block.dwconv.to(dtype)
         self.grn = None if isinstance(block.grn, nn.Identity) else block.grn.to(dtype)
-        self.eps = norm.eps
-        channels = len(weight2)
+        self.eps = block.norm.eps
+        channels = block.pwconv2.out_features
         self.norm_weight = torch.full((channels,), 1 / normalised.scale, dtype=dtype)
         self.norm_bias = torch.full((channels,), normalised.zero_point, dtype=dtype)
 
@@ -301,7 +283,7 @@ def lower_precision(network: nn.Module) -> None:
 
 def activation_dtype() -> torch.dtype:
     """bf16 where the processor multiplies it, fp32 elsewhere."""
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if has_cpu_bf16() else torch.float32
 
 
 def is_plain_linear(module: nn.Module) -> bool:
