@@ -41,10 +41,10 @@ def learner(**change: Any) -> Learner:
     return made
 
 
-def batch(count: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) and labels (N,)."""
+def batch(count: int = 8, seed: int = 1, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, size, size) and labels (N,)."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 3, 32, 32, generator=generator), torch.randint(5, (count,), generator=generator)
+    return torch.randn(count, 3, size, size, generator=generator), torch.randint(5, (count,), generator=generator)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -205,10 +205,10 @@ def test_parts_add_up_to_the_gradient_of_the_whole_batch() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_steps_have_the_same_loss() -> None:
     plain, compiled = learner(drop_path=0.0), learner(compile=True)
-    for seed in range(2):
+    for seed, size in enumerate((32, 64)):
         losses = []
         for made in (plain, compiled):
-            losses.append(made.add_gradients(*batch(seed=seed), weight=1, last=True).item())
+            losses.append(made.add_gradients(*batch(seed=seed, size=size), weight=1, last=True).item())
             made.update(skip=torch.zeros(()))
         assert losses[1] == pytest.approx(losses[0], rel=0, abs=1e-4)
     torch.testing.assert_close(dict(compiled.model.state_dict()), dict(plain.model.state_dict()), rtol=0, atol=1e-4)

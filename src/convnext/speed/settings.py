@@ -75,7 +75,7 @@ def inference(model: nn.Module, images: Tensor, precision: Precision, setting: S
     if precision == "bf16":
         model, images = model.bfloat16(), images.bfloat16()
     model, images = laid_out(model, images, setting)
-    network = torch.compile(model, options={"freezing": True}) if setting.compiled else model
+    network = torch.compile(model, dynamic=False, options={"freezing": True}) if setting.compiled else model
     return torch.inference_mode()(partial(network, images))
 
 
@@ -83,7 +83,7 @@ def training(model: nn.Module, images: Tensor, labels: Tensor, precision: Precis
     """A call that trains by one step: forward (bf16 by autocast), cross-entropy, backward, fused AdamW."""
     model, images = laid_out(model.train(), images, setting)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    network = torch.compile(model) if setting.compiled else model
+    network = torch.compile(model, dynamic=False) if setting.compiled else model
 
     def step() -> None:
         with autocast_for(precision, images.device):

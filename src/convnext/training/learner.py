@@ -47,7 +47,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         if recipe.checkpoint_activations:
             checkpoint_blocks(model)
-        network = torch.compile(model) if recipe.compile else model
+        # Dynamic sizes, which torch would try after the second size that it sees, fail in its compiler here.
+        network = torch.compile(model, dynamic=False) if recipe.compile else model
         if processes.count > 1:
             network = DistributedDataParallel(network, gradient_as_bucket_view=True)  # pyright: ignore
         self.network = network
