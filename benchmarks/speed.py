@@ -1,7 +1,8 @@
 """How fast is ConvNeXt-T here, in inference and training, against timm's, torchvision's and transformers' own?
 
 What ``convnext benchmark`` measures, for the tables that the targets are about: every library in every setting, with
-ResNet-50 for scale. Prints each target beside what was reached, and writes ``results/speed-TABLE-DEVICE.csv``. Usage:
+ResNet-50 for scale. Prints each target beside what was reached, and writes ``results/speed-TABLE-MACHINE.csv``.
+Training is measured in bf16 where the machine has it. Usage:
 ``python benchmarks/speed.py [--tables training,inference,latency,growth,training-growth] [--rounds 15]
 [--seconds 240]``.
 """
@@ -14,10 +15,12 @@ from typing import Any
 from result_files import write_rows
 
 from convnext.console import console_on
+from convnext.environment import vector_instructions
 from convnext.speed.benchmark import Benchmark
 from convnext.speed.peers import PEERS
 from convnext.speed.plan import Network, make_plan
 from convnext.speed.table import tables
+from convnext.training.machine import choose_device, has_bf16
 
 NETWORK, SCALE = "convnext_tiny", "torchvision/resnet50"
 
@@ -31,7 +34,7 @@ class Table:
         batches: images at a time.
         peers: whether other libraries' networks stand beside ours.
         scale: whether ResNet-50 does.
-        precisions: none for all.
+        precisions: those of them that the machine has; none of them for all that it has.
     """
 
     mode: str
@@ -105,14 +108,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=240)
     options = parser.parse_args()
-    said = []
+    said, device = [], choose_device("auto")
+    machine = device.type if device.type != "cpu" else f"cpu-{vector_instructions().lower()}"
     for name in options.tables.split(","):
         table = TABLES[name]
         plan = make_plan(
             [Network(NETWORK), *([Network(SCALE)] if table.scale else [])],
             against=PEERS if table.peers else (),
             modes=[table.mode],
-            precisions=table.precisions,
+            precisions=[name for name in table.precisions if name == "fp32" or has_bf16(device)],
             batches=table.batches,
             rounds=options.rounds,
             seconds=options.seconds,
@@ -123,7 +127,7 @@ def main() -> None:
         document = benchmark.document()
         console_on(sys.stdout).print(tables(document))
         said += verdicts(name, document)
-        write_rows(f"speed-{name}-{plan.device.type}", [flat_row(row) for row in document["rows"]], ("transformers",))
+        write_rows(f"speed-{name}-{machine}", [flat_row(row) for row in document["rows"]], ("transformers",))
     print("\n".join(said))
 
 

@@ -17,7 +17,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "processor": processor(),
+        "processor": f"{processor()}, {vector_instructions()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -39,6 +39,13 @@ def processor() -> str:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         return answer.stdout.strip() or platform.machine()
     return platform.processor() or platform.machine()
+
+
+def vector_instructions() -> str:
+    """What torch computes with on this processor: AVX2, AVX512, ...; makers give unlike processors one name."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def installed_version(package: str) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext import __version__
-from convnext.environment import processor
+from convnext.environment import processor, vector_instructions
 from convnext.errors import RunError
 from convnext.files import read_json, user_cache, write_json
 from convnext.kernels import enabled
@@ -18,7 +18,8 @@ def key_of(model: nn.Module, example: Tensor, precision: str) -> str:
     """A name for what a choice depends on: the machine, versions, the network's structure (not its weights), shape."""
     device = example.device
     facts = {
-        "processor": processor() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processor": [processor(), vector_instructions()],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "versions": [torch.__version__, __version__],
         "kernels": enabled(),
