@@ -1,7 +1,7 @@
 """How fast does the depthwise convolution train here, against torch's own?
 
 Paths take turns, round by round, so that a slow moment of the machine falls on all; ratios are medians of the rounds'
-own. Writes ``results/depthwise-cpu.csv``. Usage: ``python benchmarks/depthwise.py [--rounds 31]``.
+own. Writes ``results/depthwise-PROCESSOR.csv``. Usage: ``python benchmarks/depthwise.py [--rounds 31]``.
 """
 
 import argparse
@@ -9,16 +9,18 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from result_files import write_rows
+from result_files import processor_kind, write_rows
 
 from convnext.kernels.depthwise import depthwise_conv2d, depthwise_weight_gradient, plain_weight_gradient
 from convnext.kernels.native import available
+from convnext.speed.case import Precision
+from convnext.speed.ceiling import DTYPES
 from convnext.speed.clock import alternate, quartiles, times_as_fast
+from convnext.speed.plan import choose_precisions
 
 BATCH = 8
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width
 KERNEL = 7
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def rows_of(what: str, precision: str, seconds: dict[str, list[float]], against: str, flop: float) -> list[dict]:
@@ -43,18 +45,17 @@ def rows_of(what: str, precision: str, seconds: dict[str, list[float]], against:
     return rows
 
 
-def convolution_rows(precision: str, rounds: int) -> list[dict]:
+def convolution_rows(precision: Precision, rounds: int) -> list[dict]:
     """The gradient of the weight, and backward as a whole, at each stage's shape."""
     rows = []
     for channels, size in STAGES:
         shape = (BATCH, channels, size, size)
         x, grad = (
-            torch.randn(shape, dtype=PRECISIONS[precision]).contiguous(memory_format=torch.channels_last)
-            for _ in range(2)
+            torch.randn(shape, dtype=DTYPES[precision]).contiguous(memory_format=torch.channels_last) for _ in range(2)
         )
         x.requires_grad_()
-        weight = torch.randn(channels, 1, KERNEL, KERNEL, dtype=PRECISIONS[precision], requires_grad=True)
-        bias = torch.zeros(channels, dtype=PRECISIONS[precision], requires_grad=True)
+        weight = torch.randn(channels, 1, KERNEL, KERNEL, dtype=DTYPES[precision], requires_grad=True)
+        bias = torch.zeros(channels, dtype=DTYPES[precision], requires_grad=True)
         convolve = partial(F.conv2d, x, weight, bias, padding=KERNEL // 2, groups=channels)
         outputs = {"ours": depthwise_conv2d(x, weight, bias), "torch": convolve()}
         flop = 2.0 * x.numel() * KERNEL**2
@@ -84,9 +85,9 @@ def main() -> None:
     if not available():
         raise SystemExit("this measures the C kernel, which is not to be had here")
     rows = []
-    for precision in PRECISIONS:
+    for precision in choose_precisions((), torch.device("cpu")):
         rows += convolution_rows(precision, options.rounds)
-    write_rows("depthwise-cpu", rows)
+    write_rows(f"depthwise-{processor_kind()}", rows)
 
 
 if __name__ == "__main__":

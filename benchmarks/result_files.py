@@ -5,9 +5,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from convnext.environment import environment, installed_version
+from convnext.environment import environment, installed_version, vector_instructions
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def processor_kind() -> str:
+    """What to name a file after that another kind of processor must not write over: cpu-avx2, cpu-avx512, ..."""
+    return f"cpu-{vector_instructions().lower()}"
 
 
 def write_rows(name: str, rows: list[dict[str, Any]], packages: tuple[str, ...] = ()) -> None:

@@ -2,7 +2,7 @@
 
 Each operation's time is set against the least that the machine's own speeds allow for its arithmetic and its memory:
 products at the rate of a large matrix product, bytes (each tensor read or written once) at that of a large copy.
-Writes ``results/roofline-cpu.csv`` and ``docs/roofline-inference`` and ``docs/roofline-training``, ``.png`` and
+Writes ``results/roofline-PROCESSOR.csv`` and ``docs/roofline-inference`` and ``docs/roofline-training``, ``.png`` and
 ``.svg``. Usage: ``python benchmarks/roofline.py [--batch 8] [--rounds 7]``.
 """
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from result_files import write_rows
+from result_files import processor_kind, write_rows
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -29,9 +29,12 @@ from torch.utils.flop_counter import flop_registry
 import convnext
 from convnext.environment import environment
 from convnext.figures import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, write_figure
+from convnext.speed.case import Precision
+from convnext.speed.ceiling import matrix_products
 from convnext.speed.clock import seconds_of
-from convnext.training.machine import has_cpu_bf16
+from convnext.speed.plan import choose_precisions
 
+CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[1] / "docs"
 NETWORK, SIZE = "convnext_tiny", 224
 LEAST_SHARE = 0.01  # of the time, of an operation with a bar of its own
@@ -130,13 +133,13 @@ def bytes_of(func: Any, values: Any) -> float:
     return sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
 
 
-def measure_machine(dtype: torch.dtype) -> Machine:
+def measure_machine(precision: Precision) -> Machine:
     """The best of some large matrix products and copies."""
-    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    product, flop = matrix_products(precision, CPU)
     source, target = torch.ones(2**26), torch.empty(2**26)
-    product = min(seconds_of(lambda: a @ b) for _ in range(12))
+    flops = flop / min(seconds_of(product) for _ in range(12))
     copy = min(seconds_of(lambda: target.copy_(source)) for _ in range(8))
-    return Machine(2 * 2048**3 / product, 2 * source.numel() * source.itemsize / copy)
+    return Machine(flops, 2 * source.numel() * source.itemsize / copy)
 
 
 def step_of(mode: str, precision: str, batch: int) -> Callable[[], None]:
@@ -254,13 +257,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     rows = []
-    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_cpu_bf16() else {})
     for mode in ("inference", "training"):
         recorded = {}
-        for precision, dtype in precisions.items():
+        for precision in choose_precisions((), CPU):
             step = step_of(mode, precision, options.batch)
             groups = record(step, options.rounds)
-            machine = measure_machine(dtype)
+            machine = measure_machine(precision)
             recorded[precision] = machine, groups
             total = sum(operation.seconds for operation in groups.values())
             for name, operation in groups.items():
@@ -281,7 +283,7 @@ def main() -> None:
                 )
                 print(*rows[-1].values(), sep="  ")
         write_figure(draw(mode, recorded, options.batch), DOCS / f"roofline-{mode}")
-    write_rows("roofline-cpu", rows)
+    write_rows(f"roofline-{processor_kind()}", rows)
 
 
 if __name__ == "__main__":

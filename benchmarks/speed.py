@@ -12,15 +12,14 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from result_files import write_rows
+from result_files import processor_kind, write_rows
 
 from convnext.console import console_on
-from convnext.environment import vector_instructions
 from convnext.speed.benchmark import Benchmark
 from convnext.speed.peers import PEERS
-from convnext.speed.plan import Network, make_plan
+from convnext.speed.plan import Network, choose_precisions, make_plan
 from convnext.speed.table import tables
-from convnext.training.machine import choose_device, has_bf16
+from convnext.training.machine import choose_device
 
 NETWORK, SCALE = "convnext_tiny", "torchvision/resnet50"
 
@@ -109,14 +108,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240)
     options = parser.parse_args()
     said, device = [], choose_device("auto")
-    machine = device.type if device.type != "cpu" else f"cpu-{vector_instructions().lower()}"
+    machine = processor_kind() if device.type == "cpu" else device.type
     for name in options.tables.split(","):
         table = TABLES[name]
         plan = make_plan(
             [Network(NETWORK), *([Network(SCALE)] if table.scale else [])],
             against=PEERS if table.peers else (),
             modes=[table.mode],
-            precisions=[name for name in table.precisions if name == "fp32" or has_bf16(device)],
+            precisions=[name for name in choose_precisions((), device) if name in table.precisions],
             batches=table.batches,
             rounds=options.rounds,
             seconds=options.seconds,

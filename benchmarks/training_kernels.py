@@ -1,8 +1,8 @@
 """How fast do this package's kernels make training on the processor, each alone and in a whole step of ConvNeXt-T?
 
 Calls take turns, round by round, so that a slow moment of the machine falls on all; ratios are medians of the rounds'
-own. The ceiling is the machine's own matrix products of 2048 x 2048, of which a step is three forward passes. Writes
-``results/training-kernels-cpu.csv``. Usage: ``python benchmarks/training_kernels.py [--rounds 15] [--steps 7]``.
+own. The ceiling is the machine's own matrix products, of which a step is three forward passes. Writes
+``results/training-kernels-PROCESSOR.csv``. Usage: ``python benchmarks/training_kernels.py [--rounds 15] [--steps 7]``.
 """
 
 import argparse
@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from result_files import write_rows
+from result_files import processor_kind, write_rows
 from torch import Tensor, nn
 
 import convnext
 from convnext.kernels.native import available
 from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, add_branch, linear_gelu
+from convnext.speed.case import Precision
+from convnext.speed.ceiling import flop_of_image, matrix_products
 from convnext.speed.clock import alternate, quartiles, times_as_fast
+from convnext.speed.plan import choose_precisions
 
 BATCH = 8
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width
-STEP_FLOP = 3 * 2 * 4.456e9 * BATCH  # three forward passes
-CEILING_SIZE = 2048
+MACS = 4_455_531_264  # of ConvNeXt-T's forward pass at 224 px
+CPU = torch.device("cpu")
 
 
 def rows_of(
@@ -110,7 +113,9 @@ def training_step(
     optimizer.step()
 
 
-def step_rows(name: str, peers: tuple[str, ...], precision: str, steps: int, options: dict[str, Any]) -> list[dict]:
+def step_rows(
+    name: str, peers: tuple[str, ...], precision: Precision, steps: int, options: dict[str, Any]
+) -> list[dict]:
     """A network's training step: with the kernels, without, and those of other libraries, eager in channels_last."""
     image_size, batch_size = options.pop("image_size"), options.pop("batch_size")
     images = torch.randn(batch_size, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
@@ -125,17 +130,13 @@ def step_rows(name: str, peers: tuple[str, ...], precision: str, steps: int, opt
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         calls[path] = partial(with_kernels, word, partial(training_step, model, optimizer, batch, precision))
     seconds = alternate(calls, steps)
-    is_whole = name == "convnext_tiny"
+    if name != "convnext_tiny":
+        return rows_of(f"step of {name}", precision, batch_size, seconds)
+    product, flop = matrix_products(precision, CPU)
+    ceiling = flop / min(alternate({"product": product}, 15)["product"])
     return rows_of(
-        f"step of {name}", precision, batch_size, seconds, STEP_FLOP, products_per_second(precision) if is_whole else 0
+        f"step of {name}", precision, batch_size, seconds, batch_size * flop_of_image(MACS, "training"), ceiling
     )
-
-
-def products_per_second(precision: str) -> float:
-    """FLOP/s of a matrix product, the best of a few."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, dtype=dtype) for _ in range(2))
-    return 2 * CEILING_SIZE**3 / min(alternate({"product": partial(torch.mm, a, b)}, 15)["product"])
 
 
 def main() -> None:
@@ -147,14 +148,14 @@ def main() -> None:
     if not available():
         raise SystemExit("this measures the C kernels, which are not to be had here")
     rows = []
-    for precision in ("bf16", "fp32"):
+    for precision in choose_precisions((), CPU):
         whole = {"image_size": 224, "batch_size": BATCH}
         rows += step_rows("convnext_tiny", ("timm/convnext_tiny",), precision, options.steps, whole)
         rows += layer_rows(precision, options.rounds)
     for step in ("kernel_7", "separate_downsampling"):
         micro = {"image_size": 32, "batch_size": 64, "num_classes": 10, "stem_stride": 2}
         rows += step_rows(f"roadmap_micro/{step}", (), "fp32", 5 * options.steps, micro)
-    write_rows("training-kernels-cpu", rows)
+    write_rows(f"training-kernels-{processor_kind()}", rows)
 
 
 if __name__ == "__main__":
