@@ -4,6 +4,7 @@ Between them may stand what scales each sample's channels (GRN): ``row_scale`` o
 squares that the first gives.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def linear_gelu_forward(
     if rows.numel() and runs(rows, weight) and x.dtype == weight.dtype:
         from convnext.kernels.gpu import mlp_triton
 
-        groups = len(x) if squares else 1
+        groups = x.shape[0] if squares else 1
         y, h, sums = mlp_triton.linear_gelu(rows, weight.contiguous(), bias.contiguous(), groups, store, squares)
         return y.view(out), sums, h.view(out) if store else h
     h = F.linear(x, weight, bias.to(x.dtype)).contiguous()
@@ -124,7 +125,7 @@ def linear_add_forward(
     """What :func:`linear_add` says."""
     check_linear(x, weight, bias)
     check_branch(x, (*x.shape[:-1], len(weight)), shortcut, keep)
-    if row_scale is not None and (row_scale.shape[1:] != x.shape[-1:] or not divides(len(row_scale), x)):
+    if row_scale is not None and (row_scale.shape[1:] != x.shape[-1:] or not divides(row_scale.shape[0], x)):
         raise UsageError(f"row_scale of {tuple(row_scale.shape)} for {tuple(x.shape)}: needs (N, {x.shape[-1]})")
     if x.numel() and runs(x, weight, shortcut) and x.dtype == weight.dtype:
         from convnext.kernels.gpu import mlp_triton
@@ -158,8 +159,8 @@ def linear_add_gradient(
         values = grad.contiguous().flatten(0, -2), x.contiguous().flatten(0, -2), weight.contiguous(), factors
         grad_x, scaled, grad_scale = mlp_gradient_triton.scaled_gradient(*values, row_scale.float().contiguous())
         return grad_x.view(x.shape), scaled.view(x.shape), grad_scale.to(row_scale.dtype)
-    product, positions = kept(grad, keep) @ weight, positions_of(x, len(row_scale))
-    grad_scale = (product * x).to(sum_dtype(x)).reshape(len(row_scale), positions, x.shape[-1]).sum(1)
+    product, positions = kept(grad, keep) @ weight, positions_of(x, row_scale.shape[0])
+    grad_scale = (product * x).to(sum_dtype(x)).reshape(row_scale.shape[0], positions, x.shape[-1]).sum(1)
     scale = over_positions(row_scale, x)
     grad_x, scaled = (product * scale).to(x.dtype), (kept(x, keep) * scale).to(x.dtype)
     return grad_x.contiguous(), scaled.contiguous(), grad_scale.to(row_scale.dtype)
@@ -177,17 +178,17 @@ def sum_dtype(x: Tensor) -> torch.dtype:
 
 def positions_of(x: Tensor, samples: int) -> int:
     """The rows of each sample of (..., C)."""
-    return x.shape[:-1].numel() // max(1, samples)
+    return math.prod(x.shape[:-1]) // max(1, samples)
 
 
 def divides(samples: int, x: Tensor) -> bool:
     """Whether the rows of (..., C) are so many equal shares."""
-    return positions_of(x, samples) * samples == x.shape[:-1].numel()
+    return positions_of(x, samples) * samples == math.prod(x.shape[:-1])
 
 
 def over_positions(values: Tensor, x: Tensor) -> Tensor:
     """A value for each sample, (N, 1 or D), for each of the rows of x, as x is shaped."""
-    return values.repeat_interleave(positions_of(x, len(values)), 0).view(*x.shape[:-1], values.shape[1])
+    return values.repeat_interleave(positions_of(x, values.shape[0]), 0).view(*x.shape[:-1], values.shape[1])
 
 
 def kept(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -211,7 +212,7 @@ def check_branch(x: Tensor, out: tuple[int, ...], shortcut: Tensor, keep: Tensor
     """Raise a usage error for shapes that do not fit."""
     if shortcut.shape != out:
         raise UsageError(f"a shortcut of {tuple(shortcut.shape)} for a branch of {out}: needs the same shape")
-    if keep is not None and (keep.ndim != 1 or not divides(len(keep), x)):
+    if keep is not None and (keep.ndim != 1 or not divides(keep.shape[0], x)):
         raise UsageError(f"keep of {tuple(keep.shape)} for {tuple(x.shape)}: needs one value a sample")
 
 
@@ -219,7 +220,7 @@ def check_branch(x: Tensor, out: tuple[int, ...], shortcut: Tensor, keep: Tensor
 def _(x: Tensor, weight: Tensor, bias: Tensor, store: bool, squares: bool) -> tuple[Tensor, Tensor, Tensor]:
     check_linear(x, weight, bias)
     out = (*x.shape[:-1], len(weight))
-    sums = x.new_empty((len(x), len(weight)) if squares else (0,), dtype=sum_dtype(x))
+    sums = x.new_empty((x.shape[0], len(weight)) if squares else (0,), dtype=sum_dtype(x))
     return x.new_empty(out), sums, x.new_empty(out if store else (0,))
 
 
@@ -290,7 +291,7 @@ def input_and_weight_gradients(
 
 def bias_gradient(grad: Tensor, keep: Tensor | None) -> Tensor:
     """The sum of keep * grad over the rows of (..., C): within the samples, then over them, in fp32."""
-    samples = 1 if keep is None else len(keep)
+    samples = 1 if keep is None else keep.shape[0]
     sums = grad.reshape(samples, positions_of(grad, samples), grad.shape[-1]).sum(1, dtype=sum_dtype(grad))
     return (sums if keep is None else sums * keep[:, None]).sum(0)
 

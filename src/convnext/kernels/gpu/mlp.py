@@ -4,8 +4,10 @@ For the narrower networks the map of 4 times the width never leaves the chip. Wh
 input and GELU's argument, or the input alone; the rest is computed again where the gradients are.
 """
 
+import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,11 +24,14 @@ from convnext.kernels.gpu.linear import (
     linear_gelu,
     linear_gelu_squares,
 )
-from convnext.kernels.gpu.runtime import operator, runs
+from convnext.kernels.gpu.runtime import interpreted, operator, runs
 
 __all__ = ["linear_add", "linear_gelu", "linear_gelu_squares", "mlp"]
 
 WIDEST_WHOLE = 256  # channels of the sum that a tile of rows holds on the chip; wider ones take a kernel for each layer
+FEWEST_ROWS_WHOLE = (
+    64 * 64
+)  # half the GPU's processors are at work; fewer are divided by columns too, a layer at a time
 
 
 def mlp(
@@ -83,7 +88,7 @@ def mlp_forward(
         factors = None if keep is None else keep.float().contiguous()
         first = x.contiguous().flatten(0, -2), weight1.contiguous(), bias1.contiguous()
         second = weight2.contiguous(), bias2.contiguous(), shortcut.contiguous().flatten(0, -2), factors
-        if x.shape[-1] <= WIDEST_WHOLE:
+        if is_whole(x):
             out, h = mlp_triton.mlp(*first, *second, store)
         else:
             y, h, _ = mlp_triton.linear_gelu(*first, 1, store, False)
@@ -92,6 +97,15 @@ def mlp_forward(
     h = F.linear(x, weight1, bias1.to(x.dtype)).contiguous()
     out = branch_end(F.linear(F.gelu(h), weight2, bias2.to(x.dtype)), shortcut, keep)
     return out, h if store else x.new_empty(0)
+
+
+def is_whole(x: Tensor) -> bool:
+    """Whether one kernel takes both layers: where its tiles fit the registers, which those of exact fp32 never do."""
+    rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
+    if interpreted():
+        return channels <= WIDEST_WHOLE
+    fits = channels * x.element_size() <= 2 * WIDEST_WHOLE and rows >= FEWEST_ROWS_WHOLE
+    return fits and (x.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32")
 
 
 @operator("convnext::mlp_gradient")

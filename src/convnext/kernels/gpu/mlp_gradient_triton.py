@@ -6,12 +6,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext.kernels.gpu.mlp_triton import LINEAR_SIZES, column_blocks, inner_block, precision, row_block
+from convnext.kernels.gpu.mlp_triton import column_blocks, inner_block, precision, row_block
 from convnext.kernels.gpu.runtime import launch
 from convnext.kernels.gpu.tile_triton import gelu_and_slope, product, rows_of, tile_of, tuned
 
+GRADIENT_SIZES = [  # smaller than those of the layers: GELU, its slope and the gradient are in registers at once
+    {"BLOCK_N": 64, "warps": 8, "stages": 4},
+    {"BLOCK_N": 128, "warps": 8, "stages": 3},
+]
 
-@tuned(LINEAR_SIZES, key=["K", "N", "BLOCK_M", "PRODUCT", "RECOMPUTE", "KEEP", "SQUARES"])
+
+@tuned(GRADIENT_SIZES, key=["K", "N", "BLOCK_M", "PRODUCT", "RECOMPUTE", "KEEP", "SQUARES"])
 @triton.jit
 def hidden_gradient_kernel(
     grad,  # (groups * rows, K) behind the second layer, or (groups * rows, N) before it
@@ -49,29 +54,29 @@ def hidden_gradient_kernel(
         left = (x + first * K) + behind[:, None] * K
         h = product(left, weight1, columns, x, K, N, 1, K, False, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
         h += tl.load(bias1 + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    else:
-        h = tl.load(hidden + first * N + at, mask=mask, other=0.0).to(tl.float32)
     if PRODUCT:
         left = (grad + first * K) + behind[:, None] * K
         g = product(left, weight2, columns, x, K, N, N, 1, False, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     else:
         g = tl.load(grad + first * N + at, mask=mask, other=0.0).to(tl.float32)
+    if not RECOMPUTE:
+        h = tl.load(hidden + first * N + at, mask=mask, other=0.0).to(tl.float32)
     a, slope = gelu_and_slope(h, x.dtype.element_ty == tl.float32)
     if SQUARES:
         g += 2.0 * a * tl.load(grad_squares + first // rows * N + columns, mask=columns < N, other=0.0)[None, :]
+    g *= slope
     if KEEP:
-        factor = tl.load(keep + (first + behind) // positions)[:, None]
+        factor = tl.load(keep + (first.to(tl.int32) + behind) // positions)[:, None]
         g *= factor
         a *= factor
-    g *= slope
-    tl.store(grad_hidden + first * N + at, g.to(grad_hidden.dtype.element_ty), mask=mask)
     if PRODUCT:
         tl.store(activation + first * N + at, a.to(activation.dtype.element_ty), mask=mask)
+    tl.store(grad_hidden + first * N + at, g.to(grad_hidden.dtype.element_ty), mask=mask)
     total = tl.sum(tl.where(exist[:, None], g, 0.0), 0)
     tl.store(sums + tile.to(tl.int64) * N + columns, total, mask=columns < N)
 
 
-@tuned(LINEAR_SIZES, key=["K", "N", "BLOCK_M", "KEEP"])
+@tuned(GRADIENT_SIZES, key=["K", "N", "BLOCK_M", "KEEP"])
 @triton.jit
 def scaled_gradient_kernel(
     grad,  # (groups * rows, K)
@@ -128,7 +133,7 @@ def hidden_gradient(
     computed again. The matrices are contiguous.
     """
     (all_rows, size), columns = x.shape, len(weight1)
-    groups = 1 if grad_squares is None else len(grad_squares)
+    groups = 1 if grad_squares is None else grad_squares.shape[0]
     rows = all_rows // groups
     block = row_block(groups, rows)
     tiles = groups * triton.cdiv(rows, block)
@@ -148,7 +153,7 @@ def hidden_gradient(
         activation,
         sums,
         rows,
-        all_rows if keep is None else all_rows // len(keep),
+        all_rows if keep is None else all_rows // keep.shape[0],
         K=size,
         N=columns,
         PRODUCT=weight2 is not None,
@@ -167,7 +172,7 @@ def scaled_gradient(
     grad: Tensor, x: Tensor, weight: Tensor, keep: Tensor | None, row_scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of x (rows, N), the layer's scaled input, and the gradient of ``row_scale``, (samples, N)."""
-    (all_rows, columns), (size, groups) = x.shape, (len(weight), len(row_scale))
+    (all_rows, columns), (size, groups) = x.shape, (len(weight), row_scale.shape[0])
     rows = all_rows // groups
     block = row_block(groups, rows)
     blocks = triton.cdiv(rows, block)

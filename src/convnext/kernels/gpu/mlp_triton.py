@@ -9,17 +9,18 @@ from torch import Tensor
 from convnext.kernels.gpu.runtime import interpreted, launch
 from convnext.kernels.gpu.tile_triton import gelu, load, multiply, product, rows_of, tile_of, tuned
 
+# Sizes that fit a H100's registers and shared memory; tests/kernels/gpu/test_hopper.py compiles them.
 LINEAR_SIZES = [
+    {"BLOCK_N": 32, "warps": 4, "stages": 4},  # where rows are few
     {"BLOCK_N": 64, "warps": 4, "stages": 4},
-    {"BLOCK_N": 128, "warps": 4, "stages": 4},
     {"BLOCK_N": 128, "warps": 8, "stages": 3},
     {"BLOCK_N": 256, "warps": 8, "stages": 3},
 ]
 MLP_SIZES = [
     {"BLOCK_M": 64, "BLOCK_D": 64, "warps": 4, "stages": 2},
-    {"BLOCK_M": 128, "BLOCK_D": 32, "warps": 8, "stages": 2},
+    {"BLOCK_M": 64, "BLOCK_D": 64, "warps": 4, "stages": 3},
+    {"BLOCK_M": 128, "BLOCK_D": 32, "warps": 8, "stages": 3},
     {"BLOCK_M": 128, "BLOCK_D": 64, "warps": 8, "stages": 2},
-    {"BLOCK_M": 128, "BLOCK_D": 64, "warps": 8, "stages": 3},
 ]
 
 
@@ -92,7 +93,7 @@ def linear_add_kernel(
     y = product(left, weight, columns, scale, K, N, 1, K, SCALED, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     y += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     if KEEP:
-        y *= tl.load(keep + (first + behind) // positions)[:, None]
+        y *= tl.load(keep + (first.to(tl.int32) + behind) // positions)[:, None]
     at = behind[:, None] * N + columns[None, :]
     mask = exist[:, None] & (columns[None, :] < N)
     y += tl.load(shortcut + first * N + at, mask=mask, other=0.0).to(tl.float32)
@@ -170,7 +171,7 @@ def mlp_kernel(
             y_rest = multiply(a, load(right + rest[None, :] * D, mask & in_rest[None, :], WHOLE), y_rest, PRECISION)
     factor = behind.to(tl.float32)
     if KEEP:
-        factor = tl.load(keep + (first + behind) // positions)
+        factor = tl.load(keep + (first.to(tl.int32) + behind) // positions)
     finish(y_head, bias2, shortcut, out, factor, first, behind, exist, head, C, KEEP)
     if REST > 1:
         finish(y_rest, bias2, shortcut, out, factor, first, behind, exist, rest, C, KEEP)
@@ -242,7 +243,7 @@ def linear_add(
 ) -> Tensor:
     """The sum, (rows, N); x (rows, K) and shortcut (rows, N) are contiguous."""
     (all_rows, size), columns = x.shape, len(weight)
-    groups = 1 if row_scale is None else len(row_scale)
+    groups = 1 if row_scale is None else row_scale.shape[0]
     rows = all_rows // groups
     block = row_block(groups, rows)
     out = torch.empty_like(shortcut)
@@ -256,7 +257,7 @@ def linear_add(
         bias if row_scale is None else row_scale,
         out,
         rows,
-        all_rows if keep is None else all_rows // len(keep),
+        all_rows if keep is None else all_rows // keep.shape[0],
         K=size,
         N=columns,
         KEEP=keep is not None,
@@ -294,7 +295,7 @@ def mlp(
         hidden,
         out,
         rows,
-        rows if keep is None else rows // len(keep),
+        rows if keep is None else rows // keep.shape[0],
         C=channels,
         D=wide,
         KEEP=keep is not None,
