@@ -111,7 +111,7 @@ def takes_kernels(module: nn.Module, x: Any) -> bool:
         or torch._C._are_functorch_transforms_active()
     ):
         return False
-    if torch.onnx.is_in_onnx_export() or x.ndim != 4:
+    if torch.onnx.is_in_onnx_export() or x.ndim != 4 or x.is_meta:
         return False
     layers = (module, *module._modules.values())
     parameters = [value for layer in layers if layer for value in layer._parameters.values() if value is not None]

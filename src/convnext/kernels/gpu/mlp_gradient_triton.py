@@ -1,5 +1,4 @@
 """The gradients of a block's linear layers in Triton, where more than a matrix product is to be done."""
-# ruff: noqa: N803, N806 (sizes known when a kernel is compiled are in capitals)
 
 import torch
 import triton

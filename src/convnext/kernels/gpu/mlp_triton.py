@@ -1,5 +1,4 @@
 """A block's two linear layers in Triton: each with what follows it in its epilogue, and both in one kernel."""
-# ruff: noqa: N803, N806 (sizes known when a kernel is compiled are in capitals)
 
 import torch
 import triton

@@ -1,5 +1,4 @@
 """What the matrix products of the block share: the order of their tiles, the loop over the inner size, and GELU."""
-# ruff: noqa: N803 (sizes known when a kernel is compiled are in capitals)
 
 from typing import Any
 
