@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench bench-gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -48,6 +48,9 @@ bench: $(VENV)/installed-bench  ## speed and memory against timm, torchvision an
 	$(BIN)/python benchmarks/training_kernels.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/loader.py
+
+bench-gpu: $(VENV)/installed-bench  ## the fused kernels on this machine's GPU, in under 8 minutes
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) runs

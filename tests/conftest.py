@@ -11,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels for a GPU, on the processor; before triton loads
+
 MakeFolder = Callable[[dict[str, int]], Path]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
+    from convnext.models.fusion import Fusion, fuse, unfuse
     from convnext.speed.optimize import Optimized, optimize
     from convnext.training.choice import recipe_for
     from convnext.training.recipe import Recipe
@@ -28,6 +29,7 @@ __all__ = [
     "Cost",
     "Design",
     "Evaluation",
+    "Fusion",
     "KernelsWarning",
     "LicenceWarning",
     "Loaded",
@@ -42,6 +44,7 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
+    "fuse",
     "list_models",
     "load",
     "load_weights",
@@ -50,6 +53,7 @@ __all__ = [
     "roadmap",
     "save_weights",
     "train",
+    "unfuse",
 ]
 
 _HOMES = {
@@ -65,6 +69,7 @@ _HOMES = {
     ),
     "convnext.models": ("Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
+    "convnext.models.fusion": ("Fusion", "fuse", "unfuse"),
     "convnext.speed.optimize": ("Optimized", "optimize"),
     "convnext.training.recipe": ("Recipe",),
     "convnext.training.choice": ("recipe_for",),

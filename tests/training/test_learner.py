@@ -213,3 +213,23 @@ def test_compiled_steps_have_the_same_loss() -> None:
         assert losses[1] == pytest.approx(losses[0], rel=0, abs=1e-4)
     # AdamW takes a step of 1e-3 by a gradient's sign alone, also where that is rounding.
     torch.testing.assert_close(dict(compiled.model.state_dict()), dict(plain.model.state_dict()), rtol=0, atol=3e-4)
+
+
+@pytest.mark.slow
+def test_fused_blocks_learn_the_same() -> None:
+    losses = []
+    for fuse in (False, True):
+        made = learner(checkpoint_activations=True, ema_decay=0.5, fuse=fuse)
+        for _ in range(2):
+            losses.append(made.add_gradients(*batch(2), weight=1, last=True))
+            made.update(skip=torch.zeros(()))
+        assert ("FusedDesignBlock" in repr(made.evaluated)) == fuse
+    torch.testing.assert_close(losses[:2], losses[2:], rtol=1e-4, atol=1e-4)
+
+
+def test_fusing_is_refused_where_it_would_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="ResNet is no network of this package"):
+        learner(model="torchvision/resnet18", fuse=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(UsageError, match="fuse needs an NVIDIA GPU and Triton, and this trains on cpu: leave --fuse"):
+        learner(fuse=True)

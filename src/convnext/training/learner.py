@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from convnext.errors import UsageError
 from convnext.training.distributed import Processes
 from convnext.training.machine import autocast_for
-from convnext.training.network import build, checkpoint_blocks, smallest_batch, statistics_kept
+from convnext.training.network import build, checkpoint_blocks, fuse_blocks, smallest_batch, statistics_kept
 from convnext.training.objective import Objective
 from convnext.training.optimizer import adamw
 from convnext.training.recipe import Recipe
@@ -41,6 +41,8 @@ class Learner:
             if device.type != "cuda":
                 raise UsageError("sync_batch_norm works on GPUs only: leave it out on processors")
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if recipe.fuse:
+            fuse_blocks(model, device)
         self.model = model
         self.average = running_average(model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = adamw(model, recipe, recipe.lr)

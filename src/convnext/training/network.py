@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -11,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sources import NAMES
 from convnext.errors import UsageError
+from convnext.kernels.gpu.runtime import has_triton, interpreted
 from convnext.models import create_model, is_reference
+from convnext.models.fusion import fuse
 from convnext.training.recipe import Recipe
 
 
@@ -59,10 +62,24 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     for parent, sequence in model.named_modules():
         if isinstance(sequence, nn.Sequential | nn.ModuleList) and not parent.startswith(tuple(f"{n}." for n in found)):
             for name, child in sequence.named_children():
-                own = not type(child).__module__.startswith("torch.nn")
+                kind = getattr(type(child), "plain_class", type(child))  # what it was before it was fused
+                own = not kind.__module__.startswith("torch.nn")
                 if own and any(True for _ in child.children()):
                     found[f"{parent}.{name}" if parent else name] = child
     return {name: found[name] for name, _ in model.named_modules() if name in found}
+
+
+def fuse_blocks(model: nn.Module, device: torch.device) -> None:
+    """Have the blocks computed by the fused kernels.
+
+    Raises:
+        UsageError: they do not run on the device, or the network has nothing that they compute.
+    """
+    if not (has_triton() and (interpreted() or device.type == "cuda")):
+        raise UsageError(f"fuse needs an NVIDIA GPU and Triton, and this trains on {device.type}: leave --fuse out")
+    fusion = fuse(model)
+    if not fusion.fused:
+        raise UsageError(f"there is nothing to fuse in this network ({fusion}): leave --fuse out")
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

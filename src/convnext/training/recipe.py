@@ -10,7 +10,16 @@ from typing import Any, Literal
 from convnext.errors import UsageError
 
 # Where and how a recipe runs, not what comes out: a run may go on with other values.
-MACHINE_FIELDS = ("accumulate", "checkpoint_activations", "checkpoint_minutes", "compile", "device", "track", "workers")
+MACHINE_FIELDS = (
+    "accumulate",
+    "checkpoint_activations",
+    "checkpoint_minutes",
+    "compile",
+    "device",
+    "fuse",
+    "track",
+    "workers",
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Recipe:
         checkpoint_activations: compute each block again in the backward pass: less memory for a second forward pass.
         checkpoint_minutes: minutes between two checkpoints within an epoch; there is one after each epoch as well.
         compile: torch.compile the network; the first steps take longer.
+        fuse: compute the blocks by fused kernels (Triton, on a GPU): less memory; results differ by rounding.
         track: log to tensorboard, wandb or both, separated by a comma, besides metrics.jsonl; each needs its package.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
         workers: reading processes beside each training process; 0 for none, -1 for its share of the cores, at most 8.
@@ -101,6 +111,7 @@ class Recipe:
     checkpoint_activations: bool = False
     checkpoint_minutes: float = 10.0
     compile: bool = False
+    fuse: bool = False
     track: str = ""
     device: str = "auto"
     workers: int = -1

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.library import custom_op, triton_op, wrap_triton
 from convnext.kernels import enabled
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HAS_TRITON = find_spec("triton") is not None
 
 
 def interpreted() -> bool:
@@ -20,10 +20,9 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@cache
 def has_triton() -> bool:
     """Whether Triton is installed."""
-    return find_spec("triton") is not None
+    return HAS_TRITON
 
 
 def runs(*tensors: Tensor) -> bool:

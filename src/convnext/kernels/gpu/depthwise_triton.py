@@ -1,0 +1,424 @@
+"""The kernels of ``depthwise.py`` in Triton, and how they are launched.
+
+A convolution of 7 x 7 does 49 products for each value of the map, on the GPU's plain fp32 units (tensor cores have no
+use for it). At best those units are busy all the time, with few instructions that load or convert between. So a program
+keeps the sums of ``COLUMNS`` neighbouring columns in registers, as a tuple that unrolls: a value loaded and converted
+once serves up to k of them. Its ``ROWS`` rows lie side by side in the threads, counted through the whole batch (so a
+7 x 7 map leaves no thread idle), and share what they read through the L1 cache. Channels lie innermost: neighbouring
+threads read neighbouring addresses, four channels each.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from convnext.kernels.gpu.runtime import interpreted, launch
+
+PROGRAMS = 264  # what fills a large GPU: two for each of 132 multiprocessors
+
+
+def tuned(*choices: tuple[int, int, int]) -> Any:
+    """A kernel that takes, for each kind of map, the fastest of some (TILE, SPLIT, warps); interpreted, a small one."""
+    if interpreted():
+        choices = ((512, 2, 1),)
+    configs = [triton.Config({"TILE": t, "SPLIT": s}, num_warps=w, num_stages=1) for t, s, w in choices]
+    return triton.autotune(configs, ["CHANNELS", "KERNEL", "WIDE", "BLOCK_C", "work"])
+
+
+@triton.jit
+def convolved(
+    x,  # (rows, width, CHANNELS), rows = samples * height
+    taps,  # (KERNEL * KERNEL, CHANNELS) fp32
+    row,  # [ROWS]
+    rows,
+    height,
+    width,
+    column,
+    channel,  # [BLOCK_C]
+    CHANNELS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    TURNED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A tuple of the sums of COLUMNS columns from ``column`` on, each [ROWS, BLOCK_C]; 0 beyond the channels."""
+    PADDING: tl.constexpr = KERNEL // 2
+    inside = channel < CHANNELS
+    y = row % height
+    stride = width * CHANNELS
+    lane_taps = taps + (row * 0)[:, None] + channel[None, :]  # in the layout of the values that they meet
+    corner = x + (row.to(tl.int64) - PADDING)[:, None] * stride + ((column - PADDING) * CHANNELS + channel)[None, :]
+    sums = ()
+    for _ in tl.static_range(COLUMNS):
+        sums = sums + (tl.zeros([ROWS, BLOCK_C], tl.float32),)
+    for tap_y in range(KERNEL):
+        source = y + tap_y - PADDING
+        there = ((row < rows) & (source >= 0) & (source < height))[:, None] & inside[None, :]
+        line = corner + tap_y * stride
+        weights = ()
+        for tap_x in tl.static_range(KERNEL):
+            tap = tap_y * KERNEL + tap_x
+            if TURNED:
+                tap = KERNEL * KERNEL - 1 - tap
+            weights = weights + (tl.load(lane_taps + tap * CHANNELS, mask=inside[None, :], other=0.0),)
+        for j in tl.static_range(COLUMNS + KERNEL - 1):
+            at = column + (j - PADDING)
+            value = tl.load(line + j * CHANNELS, mask=there & (at >= 0) & (at < width), other=0.0).to(tl.float32)
+            updated = ()
+            for i in tl.static_range(COLUMNS):
+                if i <= j and j < i + KERNEL:
+                    updated = updated + (sums[i] + value * weights[j - i],)
+                else:
+                    updated = updated + (sums[i],)
+            sums = updated
+    return sums
+
+
+@tuned((1024, 1, 8), (512, 1, 4), (1024, 2, 8), (256, 2, 2))
+@triton.jit(do_not_specialize=["work"])
+def convolution_kernel(
+    x,  # (rows, width, CHANNELS), rows = samples * height
+    taps,  # (KERNEL * KERNEL, CHANNELS) fp32
+    bias,  # (CHANNELS), or anything where not HAS_BIAS
+    out,  # (rows, width, CHANNELS)
+    rows,
+    height,
+    width,
+    work,  # of which only the order of magnitude counts, for the tuning
+    CHANNELS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    TURNED: tl.constexpr,  # by 180 degrees: the gradient with respect to the input
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Grid: blocks of channels, of columns, of rows; the first vary fastest, so that neighbours share L2."""
+    ROWS: tl.constexpr = max(1, TILE // BLOCK_C)
+    COLUMNS: tl.constexpr = (WIDE + SPLIT - 1) // SPLIT
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    column = tl.program_id(1) * COLUMNS
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    sums = convolved(
+        x, taps, row, rows, height, width, column, channel, CHANNELS, KERNEL, TURNED, ROWS, COLUMNS, BLOCK_C
+    )
+    inside = (row < rows)[:, None] & (channel < CHANNELS)[None, :]
+    if HAS_BIAS:
+        shift = tl.load(bias + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)[None, :]
+    target = out + row.to(tl.int64)[:, None] * (width * CHANNELS) + (column * CHANNELS + channel)[None, :]
+    for i in tl.static_range(COLUMNS):
+        z = sums[i]
+        if HAS_BIAS:
+            z = z + shift
+        tl.store(target + i * CHANNELS, z.to(out.dtype.element_ty), mask=inside & (column + i < width))
+
+
+@tuned((1024, 1, 8), (512, 1, 4), (1024, 2, 8), (256, 2, 2))
+@triton.jit(do_not_specialize=["work"])
+def convolution_norm_kernel(
+    x,  # (rows, width, CHANNELS), rows = samples * height
+    taps,  # (KERNEL * KERNEL, CHANNELS) fp32
+    bias,  # (CHANNELS), or anything where not HAS_BIAS
+    out,  # (rows, width, CHANNELS)
+    scale,  # (rows, width) fp32
+    rows,
+    height,
+    width,
+    work,
+    eps,
+    CHANNELS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Grid: blocks of columns, of rows. A program sees all the channels of its positions, block by block.
+
+    More than one block does not fit into registers: the convolution then waits in ``out``, which the program reads back
+    from the L2 cache once it knows mean and variance. These are merged block by block (Chan et al., 1979), so that no
+    difference of large sums is taken.
+    """
+    ROWS: tl.constexpr = max(1, TILE // BLOCK_C)
+    COLUMNS: tl.constexpr = (WIDE + SPLIT - 1) // SPLIT
+    column = tl.program_id(0) * COLUMNS
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    position = row.to(tl.int64) * width + column
+    means = ()
+    deviations = ()  # sums of squared ones
+    for _ in tl.static_range(COLUMNS):
+        means = means + (tl.zeros([ROWS], tl.float32),)
+        deviations = deviations + (tl.zeros([ROWS], tl.float32),)
+    for start in range(0, CHANNELS, BLOCK_C):
+        channel = start + tl.arange(0, BLOCK_C)
+        inside = (channel < CHANNELS)[None, :]
+        sums = convolved(
+            x, taps, row, rows, height, width, column, channel, CHANNELS, KERNEL, False, ROWS, COLUMNS, BLOCK_C
+        )
+        if HAS_BIAS:
+            shift = tl.load(bias + channel, mask=channel < CHANNELS, other=0.0).to(tl.float32)[None, :]
+        count = tl.minimum(CHANNELS - start, BLOCK_C).to(tl.float32)
+        share = count / (start + count)
+        target = out + position[:, None] * CHANNELS + channel[None, :]
+        merged_means = ()
+        merged_deviations = ()
+        convolutions = ()
+        for i in tl.static_range(COLUMNS):
+            z = sums[i]
+            if HAS_BIAS:
+                z = z + shift
+            mean = tl.sum(z, 1) / count
+            centred = tl.where(inside, z - mean[:, None], 0.0)
+            step = mean - means[i]
+            merged_means = merged_means + (means[i] + step * share,)
+            merged_deviations = merged_deviations + (
+                deviations[i] + tl.sum(centred * centred, 1) + step * step * (start * share),
+            )
+            if BLOCK_C < CHANNELS:
+                there = (row < rows)[:, None] & inside & (column + i < width)
+                tl.store(target + i * CHANNELS, z.to(out.dtype.element_ty), mask=there)
+            else:
+                convolutions = convolutions + (centred,)
+        means = merged_means
+        deviations = merged_deviations
+        if BLOCK_C >= CHANNELS:
+            for i in tl.static_range(COLUMNS):
+                there = (row < rows) & (column + i < width)
+                inverse = 1 / tl.sqrt_rn(deviations[i] / CHANNELS + eps)
+                normalised = (convolutions[i] * inverse[:, None]).to(out.dtype.element_ty)
+                tl.store(target + i * CHANNELS, normalised, mask=there[:, None] & inside)
+                tl.store(scale + position + i, inverse, mask=there)
+    if BLOCK_C < CHANNELS:
+        tl.debug_barrier()  # what one thread wrote another may read
+        inverses = ()
+        for i in tl.static_range(COLUMNS):
+            inverse = 1 / tl.sqrt_rn(deviations[i] / CHANNELS + eps)
+            tl.store(scale + position + i, inverse, mask=(row < rows) & (column + i < width))
+            inverses = inverses + (inverse,)
+        for start in range(0, CHANNELS, BLOCK_C):
+            channel = start + tl.arange(0, BLOCK_C)
+            target = out + position[:, None] * CHANNELS + channel[None, :]
+            for i in tl.static_range(COLUMNS):
+                there = (row < rows)[:, None] & (channel < CHANNELS)[None, :] & (column + i < width)
+                z = tl.load(target + i * CHANNELS, mask=there, other=0.0).to(tl.float32)
+                normalised = (z - means[i][:, None]) * inverses[i][:, None]
+                tl.store(target + i * CHANNELS, normalised.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def norm_gradient_kernel(
+    grad,  # (positions, CHANNELS)
+    normalised,  # (positions, CHANNELS)
+    scale,  # (positions) fp32
+    out,  # (positions, CHANNELS)
+    positions,
+    CHANNELS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # all of the channels
+):
+    """Grid: blocks of positions."""
+    position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
+    channel = tl.arange(0, BLOCK_C)
+    there = (position < positions)[:, None] & (channel < CHANNELS)[None, :]
+    offset = position.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
+    d = tl.load(grad + offset, mask=there, other=0.0).to(tl.float32)
+    n = tl.load(normalised + offset, mask=there, other=0.0).to(tl.float32)
+    factor = tl.load(scale + position, mask=position < positions, other=0.0)
+    mean = tl.sum(d, 1) / CHANNELS
+    along = tl.sum(d * n, 1) / CHANNELS
+    result = factor[:, None] * (d - mean[:, None] - n * along[:, None])
+    tl.store(out + offset, result.to(out.dtype.element_ty), mask=there)
+
+
+@tuned((256, 1, 4), (64, 1, 1))
+@triton.jit(do_not_specialize=["work"])
+def weight_gradient_kernel(
+    x,  # (rows, width, CHANNELS), rows = samples * height
+    grad,  # (rows, width, CHANNELS)
+    partial,  # (strips, KERNEL * KERNEL + 1, CHANNELS) fp32; the last is the bias'
+    rows,
+    height,
+    width,
+    work,
+    CHANNELS: tl.constexpr,
+    KERNEL: tl.constexpr,
+    TAP_ROWS: tl.constexpr,  # rows of the kernel that a program sums
+    WIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Grid: blocks of channels, of the kernel's rows, strips. A program keeps all of its sums in registers."""
+    ROWS: tl.constexpr = max(1, TILE // BLOCK_C)
+    COLUMNS: tl.constexpr = (WIDE + SPLIT - 1) // SPLIT
+    PADDING: tl.constexpr = KERNEL // 2
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    first_tap = tl.program_id(1) * TAP_ROWS
+    strip = tl.program_id(2)
+    length = tl.cdiv(rows, tl.num_programs(2))
+    end = tl.minimum((strip + 1) * length, rows)
+    inside = (channel < CHANNELS)[None, :]
+    stride = width * CHANNELS
+    sums = ()
+    for _ in tl.static_range(TAP_ROWS * KERNEL):
+        sums = sums + (tl.zeros([ROWS, BLOCK_C], tl.float32),)
+    total = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    for column in range(0, width, COLUMNS):
+        for start in range(strip * length, end, ROWS):
+            row = start + tl.arange(0, ROWS)
+            y = row % height
+            offset = row.to(tl.int64)[:, None] * stride + (column * CHANNELS + channel)[None, :]
+            grads = ()
+            for i in tl.static_range(COLUMNS):
+                there = (row < end)[:, None] & inside & (column + i < width)
+                grads = grads + (tl.load(grad + offset + i * CHANNELS, mask=there, other=0.0).to(tl.float32),)
+                total += grads[i]
+            corner = x + offset - PADDING * CHANNELS
+            updated = ()
+            for tap_y in tl.static_range(TAP_ROWS):
+                source = y + (first_tap + tap_y - PADDING)
+                there = ((row < end) & (source >= 0) & (source < height))[:, None] & inside
+                line = corner + (first_tap + tap_y - PADDING) * stride
+                values = ()
+                for j in tl.static_range(COLUMNS + KERNEL - 1):
+                    at = column + (j - PADDING)
+                    value = tl.load(line + j * CHANNELS, mask=there & (at >= 0) & (at < width), other=0.0)
+                    values = values + (value.to(tl.float32),)
+                for tap_x in tl.static_range(KERNEL):
+                    products = sums[tap_y * KERNEL + tap_x]
+                    for i in tl.static_range(COLUMNS):
+                        products += values[i + tap_x] * grads[i]
+                    updated = updated + (products,)
+            sums = updated
+    base = partial + strip.to(tl.int64) * ((KERNEL * KERNEL + 1) * CHANNELS)
+    for i in tl.static_range(TAP_ROWS * KERNEL):
+        tap = first_tap * KERNEL + i
+        there = (channel < CHANNELS) & (tap < KERNEL * KERNEL)
+        tl.store(base + tap * CHANNELS + channel, tl.sum(sums[i], 0), mask=there)
+    if first_tap == 0:
+        tl.store(base + KERNEL * KERNEL * CHANNELS + channel, tl.sum(total, 0), mask=channel < CHANNELS)
+
+
+def taps_of(weight: Tensor) -> Tensor:
+    """A weight of (C, 1, k, k) as (k * k, C) in fp32, in which neighbouring threads read neighbouring channels."""
+    channels, _, kernel, _ = weight.shape
+    taps = torch.empty((kernel * kernel, channels), dtype=torch.float32, device=weight.device)
+    return taps.copy_(weight.reshape(channels, kernel * kernel).t())
+
+
+def channel_block(channels: int, most: int) -> int:
+    """The largest block of channels, 32 or more, that leaves few threads idle."""
+    fewest = triton.cdiv(channels, 32) * 32
+    blocks = [block for block in (32, 64, 128) if block <= most]
+    return max(block for block in blocks if triton.cdiv(channels, block) * block <= 1.125 * fewest)
+
+
+def wide(positions: int, width: int) -> int:
+    """Columns of a program before SPLIT: many where there is work for many programs, none beyond the map's."""
+    most = 14 if positions >= 32768 else 7 if positions >= 4096 else 4
+    return triton.cdiv(width, triton.cdiv(width, most))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool) -> Tensor:
+    """The convolution of contiguous maps (N, H, W, C), by the kernel or by the kernel turned."""
+    samples, height, width, channels = x.shape
+    rows, block, columns = samples * height, channel_block(channels, 128), wide(samples * height * width, width)
+    out = torch.empty_like(x)
+
+    def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
+        split = triton.cdiv(columns, meta["SPLIT"])
+        return triton.cdiv(channels, block), triton.cdiv(width, split), triton.cdiv(rows, max(1, meta["TILE"] // block))
+
+    launch(convolution_kernel)[grid](
+        x,
+        taps_of(weight),
+        out if bias is None else bias,
+        out,
+        rows,
+        height,
+        width,
+        (rows * width).bit_length(),
+        CHANNELS=channels,
+        KERNEL=weight.shape[-1],
+        TURNED=turned,
+        HAS_BIAS=bias is not None,
+        WIDE=columns,
+        BLOCK_C=block,
+    )
+    return out
+
+
+def convolve_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """The convolution of contiguous maps, normalised, and ``1 / sqrt(variance + eps)`` of each position."""
+    samples, height, width, channels = x.shape
+    rows, block, columns = samples * height, channel_block(channels, 128), wide(samples * height * width, width)
+    # Where positions alone do not fill the GPU, a program takes few of them and its threads more channels.
+    while block < min(channels, 1024) and rows * triton.cdiv(width, columns) * block < PROGRAMS * 1024:
+        block *= 2
+    out, scale = torch.empty_like(x), x.new_empty((samples, height, width), dtype=torch.float32)
+
+    def grid(meta: dict[str, Any]) -> tuple[int, int]:
+        split = triton.cdiv(columns, meta["SPLIT"])
+        return triton.cdiv(width, split), triton.cdiv(rows, max(1, meta["TILE"] // block))
+
+    launch(convolution_norm_kernel)[grid](
+        x,
+        taps_of(weight),
+        out if bias is None else bias,
+        out,
+        scale,
+        rows,
+        height,
+        width,
+        (rows * width).bit_length(),
+        eps,
+        CHANNELS=channels,
+        KERNEL=weight.shape[-1],
+        HAS_BIAS=bias is not None,
+        WIDE=columns,
+        BLOCK_C=block,
+    )
+    return out, scale
+
+
+def norm_gradient(grad: Tensor, normalised: Tensor, scale: Tensor) -> Tensor:
+    """The gradient with respect to what was normalised; all contiguous."""
+    channels, out = grad.shape[-1], torch.empty_like(grad)
+    block = triton.next_power_of_2(channels)
+    at_once = max(1, (256 if interpreted() else 2048) // block)
+    grid = (triton.cdiv(scale.numel(), at_once),)
+    values = grad, normalised, scale, out, scale.numel()
+    launch(norm_gradient_kernel)[grid](*values, CHANNELS=channels, POSITIONS=at_once, BLOCK_C=block, num_warps=4)
+    return out
+
+
+def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    """The gradients with respect to weight (C, 1, k, k) and bias (C) in fp32; x and grad contiguous."""
+    samples, height, width, channels = x.shape
+    rows, block, columns = samples * height, channel_block(channels, 64), triton.cdiv(width, triton.cdiv(width, 7))
+    tap_rows = kernel if kernel <= 7 else triton.cdiv(kernel, 2 if kernel == 9 else 3)  # else registers do not suffice
+    blocks = triton.cdiv(channels, block), triton.cdiv(kernel, tap_rows)
+    strips = max(1, min(triton.cdiv(rows, 8), triton.cdiv(2 * PROGRAMS, blocks[0] * blocks[1])))
+    partial = x.new_empty((strips, kernel * kernel + 1, channels), dtype=torch.float32)
+    launch(weight_gradient_kernel)[(*blocks, strips)](
+        x,
+        grad,
+        partial,
+        rows,
+        height,
+        width,
+        (rows * width).bit_length(),
+        CHANNELS=channels,
+        KERNEL=kernel,
+        TAP_ROWS=tap_rows,
+        WIDE=columns,
+        BLOCK_C=block,
+    )
+    total = partial.sum(0)
+    return total[:-1].t().reshape(channels, 1, kernel, kernel), total[-1].clone()
