@@ -18,7 +18,6 @@ LINEAR_SIZES = [
 ]
 MLP_SIZES = [
     {"BLOCK_M": 64, "BLOCK_D": 64, "warps": 4, "stages": 2},
-    {"BLOCK_M": 64, "BLOCK_D": 64, "warps": 4, "stages": 3},
     {"BLOCK_M": 128, "BLOCK_D": 32, "warps": 8, "stages": 3},
     {"BLOCK_M": 128, "BLOCK_D": 64, "warps": 8, "stages": 2},
 ]
