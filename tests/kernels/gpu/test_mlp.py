@@ -72,12 +72,16 @@ def fast_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 # what it takes: a map or a matrix of C or D channels, the layers' weights and biases, factors
 Operator = tuple[Callable[..., Tensor], Callable[..., Tensor], str]
 OPERATORS: dict[str, Operator] = {
-    "mlp": (lambda *t: mlp(*t, keep_for(t[0])), plain_mlp, "C w1 b1 w2 b2 C"),
-    "mlp_again": (lambda *t: mlp(*t, keep_for(t[0]), recompute=True), plain_mlp, "C w1 b1 w2 b2 C"),
+    "mlp": (lambda *t: mlp(*t, keep=keep_for(t[0])), plain_mlp, "C w1 b1 w2 b2 C"),
+    "mlp_again": (lambda *t: mlp(*t, keep=keep_for(t[0]), recompute=True), plain_mlp, "C w1 b1 w2 b2 C"),
     "linear_gelu": (fast_gelu, plain_gelu, "C w1 b1"),
     "linear_gelu_again": (lambda *t: linear_gelu(*t, recompute=True), plain_gelu, "C w1 b1"),
-    "linear_add": (lambda *t: linear_add(*t, keep_for(t[0])), plain_add, "D w2 b2 C"),
-    "linear_scaled_add": (lambda *t: linear_add(*t[:4], keep_for(t[0]), t[4]), plain_scaled_add, "D w2 b2 C s"),
+    "linear_add": (lambda *t: linear_add(*t, keep=keep_for(t[0])), plain_add, "D w2 b2 C"),
+    "linear_scaled_add": (
+        lambda *t: linear_add(*t[:4], keep=keep_for(t[0]), row_scale=t[4]),
+        plain_scaled_add,
+        "D w2 b2 C s",
+    ),
     "response": (fast_response, plain_response, "C w1 b1 w2 b2 C"),
 }
 
@@ -193,7 +197,7 @@ def test_sums_of_squares() -> None:
 def test_a_shortcut_in_another_dtype() -> None:
     *tensors, shortcut = inputs("mlp", (2, 5, 5), 24, 96, torch.bfloat16)
     shortcut = shortcut.detach().float().requires_grad_()
-    out = mlp(*tensors, shortcut)
+    out = mlp(*tensors, shortcut=shortcut)
     assert out.dtype == torch.float32
     grads = torch.autograd.grad(out, [*tensors, shortcut], torch.randn_like(out))
     assert [grad.dtype for grad in grads] == [torch.bfloat16] * 5 + [torch.float32]

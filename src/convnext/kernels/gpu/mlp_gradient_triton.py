@@ -1,5 +1,7 @@
 """The gradients of a block's linear layers in Triton, where more than a matrix product is to be done."""
 # ruff: noqa: N803, N806 (sizes known when a kernel is compiled are in capitals)
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# Python does not run a kernel's code; Triton, which compiles it, has types of its own.
 
 import torch
 import triton

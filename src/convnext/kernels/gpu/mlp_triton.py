@@ -1,5 +1,7 @@
 """A block's two linear layers in Triton: each with what follows it in its epilogue, and both in one kernel."""
 # ruff: noqa: N803, N806 (sizes known when a kernel is compiled are in capitals)
+# pyright: reportArgumentType=false, reportAssignmentType=false
+# Python does not run a kernel's code; Triton, which compiles it, has types of its own.
 
 import torch
 import triton
