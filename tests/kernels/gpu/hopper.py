@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from convnext.kernels.gpu import mlp_gradient_triton, mlp_triton
+from convnext.kernels.gpu.tile_triton import suitable
 
 TARGET = GPUTarget("cuda", 90, 32)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -73,7 +74,7 @@ def resources(kernel: Any, config: Any, sizes: dict[str, Any]) -> dict[str, int]
 
 if __name__ == "__main__":
     for name, kernel, width, sizes in cases():
-        for config in kernel.configs:
+        for config in suitable(kernel.configs, sizes):
             tiles = config.kwargs | {"warps": config.num_warps, "stages": config.num_stages}
             flags = [key for key, value in sizes.items() if value is True]
             row = {"kernel": name, "width": width, "flags": flags, "tiles": tiles}

@@ -285,8 +285,13 @@ def input_and_weight_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of an operator's first two arguments, x (..., C) and a weight (D, C), where they are wanted."""
     grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-    grad_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+    grad_weight = weight_gradient(grad, x) if ctx.needs_input_grad[1] else None
     return grad_x, grad_weight
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient (D, C) of a layer's weight from that behind it, (..., D), and its input, (..., C)."""
+    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 def bias_gradient(grad: Tensor, keep: Tensor | None) -> Tensor:
@@ -312,7 +317,7 @@ def add_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = input_and_weight_gradients(ctx, product, x, weight)
     else:
         grad_x, scaled, grad_scale = linear_add_gradient(branch, x, weight, keep, row_scale)
-        grad_weight = branch.flatten(0, -2).t() @ scaled.flatten(0, -2)
+        grad_weight = weight_gradient(branch, scaled)
     return grad_x, grad_weight, bias_gradient(grad, keep).to(ctx.bias_dtype), grad, None, grad_scale
 
 

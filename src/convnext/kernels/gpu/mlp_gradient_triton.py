@@ -1,5 +1,8 @@
 """The gradients of a block's linear layers in Triton, where more than a matrix product is to be done."""
 
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# Python does not run a kernel's code; Triton, which compiles it, has types of its own.
+
 import torch
 import triton
 import triton.language as tl

@@ -20,7 +20,18 @@ def tuned(configs: list[dict[str, int]], key: list[str]) -> Any:
         blocks = {name: size for name, size in sizes.items() if name.isupper()}
         return triton.Config(blocks, num_warps=sizes["warps"], num_stages=sizes["stages"])
 
-    return triton.autotune([config(sizes) for sizes in configs], key=key)
+    prune = {"early_config_prune": suitable}
+    return triton.autotune([config(sizes) for sizes in configs], key=key, prune_configs_by=prune)
+
+
+def suitable(configs: list[triton.Config], arguments: dict[str, Any], **others: Any) -> list[triton.Config]:
+    """Tile sizes worth a try: none much wider than the matrix, narrow ones where rows are few, wide ones elsewhere."""
+    sizes = arguments | others
+    if "N" not in sizes:
+        return configs
+    widest = min(128 if sizes["BLOCK_M"] == 64 else 256, max(64, triton.next_power_of_2(sizes["N"])))
+    narrowest = 32 if sizes["BLOCK_M"] == 64 else 64
+    return [config for config in configs if narrowest <= config.kwargs["BLOCK_N"] <= widest]
 
 
 @triton.jit
