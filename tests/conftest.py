@@ -11,6 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+# Before anything imports Triton, which takes its interpreter or its compiler from then on.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 MakeFolder = Callable[[dict[str, int]], Path]
 
 
