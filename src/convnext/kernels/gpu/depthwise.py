@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from convnext.errors import UsageError
 from convnext.kernels.gpu.runtime import operator, runs
@@ -138,9 +139,9 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def plain_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """The convolution and the norm by torch."""
     z = plain(x, weight, bias).to(statistics_dtype(x))
-    variance, mean = torch.var_mean(z, -1, correction=0)
-    scale = (variance + eps).rsqrt()
-    return ((z - mean[..., None]) * scale[..., None]).to(x.dtype), scale
+    centred = z - z.mean(-1, keepdim=True)
+    scale = (centred.square().mean(-1) + eps).rsqrt()
+    return (centred * scale[..., None]).to(x.dtype), scale
 
 
 def plain_norm_gradient(grad: Tensor, normalised: Tensor, scale: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def plain_weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Te
     channels, dtype = x.shape[-1], statistics_dtype(x)
     x, grad = (maps.permute(0, 3, 1, 2).to(dtype) for maps in (x, grad))
     shape = (channels, 1, kernel_size, kernel_size)
-    weight = torch.nn.grad.conv2d_weight(x, shape, grad, padding=kernel_size // 2, groups=channels)
+    weight = conv2d_weight(x, shape, grad, padding=kernel_size // 2, groups=channels)
     return weight.contiguous(), grad.sum((0, 2, 3))
 
 

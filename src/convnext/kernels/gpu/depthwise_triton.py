@@ -17,15 +17,14 @@ from torch import Tensor
 
 from convnext.kernels.gpu.runtime import interpreted, launch
 
-PROGRAMS = 264  # what fills a large GPU: two for each of 132 multiprocessors
+PROGRAMS = 396  # what fills a large GPU: three, of four warps and 168 registers, for each of 132 multiprocessors
 
 
-def tuned(*choices: tuple[int, int, int]) -> Any:
-    """A kernel that takes, for each kind of map, the fastest of some (TILE, SPLIT, warps); interpreted, a small one."""
-    if interpreted():
-        choices = ((512, 2, 1),)
+def tuned(kernel: Any) -> Any:
+    """Take, for each kind of map, the fastest of some tiles; interpreted, always the same."""
+    choices = [(512, 1, 4)] if interpreted() else [(512, 1, 4), (512, 2, 4), (1024, 2, 8)]
     configs = [triton.Config({"TILE": t, "SPLIT": s}, num_warps=w, num_stages=1) for t, s, w in choices]
-    return triton.autotune(configs, ["CHANNELS", "KERNEL", "WIDE", "BLOCK_C", "work"])
+    return triton.autotune(configs, ["CHANNELS", "KERNEL", "WIDE", "BLOCK_C", "work"])(kernel)
 
 
 @triton.jit
@@ -78,7 +77,7 @@ def convolved(
     return sums
 
 
-@tuned((1024, 1, 8), (512, 1, 4), (1024, 2, 8), (256, 2, 2))
+@tuned
 @triton.jit(do_not_specialize=["work"])
 def convolution_kernel(
     x,  # (rows, width, CHANNELS), rows = samples * height
@@ -98,12 +97,14 @@ def convolution_kernel(
     TILE: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Grid: blocks of channels, of columns, of rows; the first vary fastest, so that neighbours share L2."""
+    """Grid: blocks of rows, of columns, of channels; the last vary fastest, so that neighbours share the L2 cache."""
     ROWS: tl.constexpr = max(1, TILE // BLOCK_C)
     COLUMNS: tl.constexpr = (WIDE + SPLIT - 1) // SPLIT
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    column = tl.program_id(1) * COLUMNS
-    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    blocks = tl.cdiv(CHANNELS, BLOCK_C)
+    columns = tl.cdiv(width, COLUMNS)
+    channel = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    column = tl.program_id(0) // blocks % columns * COLUMNS
+    row = tl.program_id(0) // blocks // columns * ROWS + tl.arange(0, ROWS)
     sums = convolved(
         x, taps, row, rows, height, width, column, channel, CHANNELS, KERNEL, TURNED, ROWS, COLUMNS, BLOCK_C
     )
@@ -118,7 +119,7 @@ def convolution_kernel(
         tl.store(target + i * CHANNELS, z.to(out.dtype.element_ty), mask=inside & (column + i < width))
 
 
-@tuned((1024, 1, 8), (512, 1, 4), (1024, 2, 8), (256, 2, 2))
+@tuned
 @triton.jit(do_not_specialize=["work"])
 def convolution_norm_kernel(
     x,  # (rows, width, CHANNELS), rows = samples * height
@@ -139,7 +140,7 @@ def convolution_norm_kernel(
     TILE: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Grid: blocks of columns, of rows. A program sees all the channels of its positions, block by block.
+    """Grid: blocks of rows, of columns. A program sees all the channels of its positions, block by block.
 
     More than one block does not fit into registers: the convolution then waits in ``out``, which the program reads back
     from the L2 cache once it knows mean and variance. These are merged block by block (Chan et al., 1979), so that no
@@ -147,8 +148,9 @@ def convolution_norm_kernel(
     """
     ROWS: tl.constexpr = max(1, TILE // BLOCK_C)
     COLUMNS: tl.constexpr = (WIDE + SPLIT - 1) // SPLIT
-    column = tl.program_id(0) * COLUMNS
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    columns = tl.cdiv(width, COLUMNS)
+    column = tl.program_id(0) % columns * COLUMNS
+    row = tl.program_id(0) // columns * ROWS + tl.arange(0, ROWS)
     position = row.to(tl.int64) * width + column
     means = ()
     deviations = ()  # sums of squared ones
@@ -236,8 +238,7 @@ def norm_gradient_kernel(
     tl.store(out + offset, result.to(out.dtype.element_ty), mask=there)
 
 
-@tuned((256, 1, 4), (64, 1, 1))
-@triton.jit(do_not_specialize=["work"])
+@triton.jit
 def weight_gradient_kernel(
     x,  # (rows, width, CHANNELS), rows = samples * height
     grad,  # (rows, width, CHANNELS)
@@ -245,18 +246,14 @@ def weight_gradient_kernel(
     rows,
     height,
     width,
-    work,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
     TAP_ROWS: tl.constexpr,  # rows of the kernel that a program sums
-    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
 ):
     """Grid: blocks of channels, of the kernel's rows, strips. A program keeps all of its sums in registers."""
-    ROWS: tl.constexpr = max(1, TILE // BLOCK_C)
-    COLUMNS: tl.constexpr = (WIDE + SPLIT - 1) // SPLIT
     PADDING: tl.constexpr = KERNEL // 2
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     first_tap = tl.program_id(1) * TAP_ROWS
@@ -325,15 +322,19 @@ def wide(positions: int, width: int) -> int:
     return triton.cdiv(width, triton.cdiv(width, most))
 
 
+def tiles(rows: int, width: int, columns: int, block: int, meta: dict[str, Any]) -> int:
+    """Blocks of rows and columns that cover the maps."""
+    return triton.cdiv(rows, max(1, meta["TILE"] // block)) * triton.cdiv(width, triton.cdiv(columns, meta["SPLIT"]))
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, turned: bool) -> Tensor:
     """The convolution of contiguous maps (N, H, W, C), by the kernel or by the kernel turned."""
     samples, height, width, channels = x.shape
     rows, block, columns = samples * height, channel_block(channels, 128), wide(samples * height * width, width)
     out = torch.empty_like(x)
 
-    def grid(meta: dict[str, Any]) -> tuple[int, int, int]:
-        split = triton.cdiv(columns, meta["SPLIT"])
-        return triton.cdiv(channels, block), triton.cdiv(width, split), triton.cdiv(rows, max(1, meta["TILE"] // block))
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (tiles(rows, width, columns, block, meta) * triton.cdiv(channels, block),)
 
     launch(convolution_kernel)[grid](
         x,
@@ -363,9 +364,8 @@ def convolve_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) ->
         block *= 2
     out, scale = torch.empty_like(x), x.new_empty((samples, height, width), dtype=torch.float32)
 
-    def grid(meta: dict[str, Any]) -> tuple[int, int]:
-        split = triton.cdiv(columns, meta["SPLIT"])
-        return triton.cdiv(width, split), triton.cdiv(rows, max(1, meta["TILE"] // block))
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (tiles(rows, width, columns, block, meta),)
 
     launch(convolution_norm_kernel)[grid](
         x,
@@ -402,23 +402,25 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: int) -> tuple[Tensor, Tenso
     """The gradients with respect to weight (C, 1, k, k) and bias (C) in fp32; x and grad contiguous."""
     samples, height, width, channels = x.shape
     rows, block, columns = samples * height, channel_block(channels, 64), triton.cdiv(width, triton.cdiv(width, 7))
-    tap_rows = kernel if kernel <= 7 else triton.cdiv(kernel, 2 if kernel == 9 else 3)  # else registers do not suffice
-    blocks = triton.cdiv(channels, block), triton.cdiv(kernel, tap_rows)
-    strips = max(1, min(triton.cdiv(rows, 8), triton.cdiv(2 * PROGRAMS, blocks[0] * blocks[1])))
+    parts = {9: 2, 11: 3}.get(kernel, 1)  # of the kernel's rows: the sums of more do not fit into registers
+    blocks = triton.cdiv(channels, block) * parts
+    strips = max(1, min(rows // 8, PROGRAMS // blocks))
     partial = x.new_empty((strips, kernel * kernel + 1, channels), dtype=torch.float32)
-    launch(weight_gradient_kernel)[(*blocks, strips)](
+    launch(weight_gradient_kernel)[(blocks // parts, parts, strips)](
         x,
         grad,
         partial,
         rows,
         height,
         width,
-        (rows * width).bit_length(),
         CHANNELS=channels,
         KERNEL=kernel,
-        TAP_ROWS=tap_rows,
-        WIDE=columns,
+        TAP_ROWS=triton.cdiv(kernel, parts),
+        ROWS=256 // block,
+        COLUMNS=columns,
         BLOCK_C=block,
+        num_warps=4,
+        num_stages=1,
     )
     total = partial.sum(0)
-    return total[:-1].t().reshape(channels, 1, kernel, kernel), total[-1].clone()
+    return total[:-1].t().contiguous().view(channels, 1, kernel, kernel), total[-1].clone()
