@@ -1,7 +1,7 @@
 """A block's two linear layers on the GPU, whole and in halves: outputs and gradients against float64, on odd shapes."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -124,24 +124,14 @@ def check(name: str, tensors: list[Tensor], tolerance: float, fast: Callable[...
         assert error_of(value, reference) <= tolerance
 
 
-@pytest.fixture
-def _poisoned() -> Iterator[None]:
-    """Memory from ``torch.empty`` is NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_output_and_gradients(name: str, dtype: torch.dtype) -> None:
     check(name, inputs(name, (3, 7, 7), 40, 96, dtype), TOLERANCES[dtype])
 
 
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
     ("rows", "channels", "wide"),
     [((1, 13, 17), 48, 96), ((2, 1, 1), 64, 64), ((2, 3, 5), 19, 77), ((3, 2, 2), 264, 64), ((0, 7, 7), 40, 160)],

@@ -30,9 +30,7 @@ from convnext.kernels.gpu.runtime import interpreted, operator, runs
 __all__ = ["linear_add", "linear_gelu", "linear_gelu_squares", "mlp"]
 
 WIDEST_WHOLE = 256  # channels of the sum that a tile of rows holds on the chip; wider ones take a kernel for each layer
-FEWEST_ROWS_WHOLE = (
-    64 * 64
-)  # half the GPU's processors are at work; fewer are divided by columns too, a layer at a time
+FEWEST_ROWS_WHOLE = 4096  # so that half the GPU has work; fewer are divided by columns too, a layer at a time
 
 
 def mlp(
