@@ -29,7 +29,8 @@ def test_import_is_quick_and_does_not_load_torch() -> None:
 
 
 def test_help_is_quick() -> None:
-    assert seconds_of("-m", "convnext", "--help") < 0.5
+    # Half a second, or on a slow machine what the parser alone takes a few times.
+    assert seconds_of("-m", "convnext", "--help") < max(0.5, 4 * seconds_of("-c", "import tyro"))
 
 
 @pytest.mark.parametrize("name", convnext.__all__)

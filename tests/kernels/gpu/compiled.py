@@ -20,7 +20,13 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from convnext.kernels.gpu import depthwise_triton, mlp_gradient_triton, mlp_triton, patches_triton
+from convnext.kernels.gpu import (
+    depthwise_gradient_triton,
+    depthwise_triton,
+    mlp_gradient_triton,
+    mlp_triton,
+    patches_triton,
+)
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 PROGRAM = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -107,9 +113,9 @@ def depthwise(maps: str, dtype: str, size: str) -> None:
         x = torch.empty(samples, side, side, channels, dtype=getattr(torch, dtype), device="meta")
         weight, bias = (torch.empty(shape, device="meta") for shape in ((channels, 1, kernel, kernel), (channels,)))
         _, scale = depthwise_triton.convolve_norm(x, weight, bias, 1e-6)
-        depthwise_triton.norm_gradient(x, x, scale)
+        depthwise_gradient_triton.norm_gradient(x, x, scale)
         depthwise_triton.convolve(x, weight, None, turned=True)
-        depthwise_triton.weight_gradient(x, x, kernel)
+        depthwise_gradient_triton.weight_gradient(x, x, kernel)
 
 
 def linear() -> None:
@@ -141,7 +147,7 @@ def patches() -> None:
 
 if __name__ == "__main__":
     compiler = Compiler()
-    for module in (depthwise_triton, mlp_triton, mlp_gradient_triton, patches_triton):
+    for module in (depthwise_triton, depthwise_gradient_triton, mlp_triton, mlp_gradient_triton, patches_triton):
         vars(module)["launch"] = compiler
     {"depthwise": depthwise, "linear": linear, "patches": patches}[sys.argv[1]](*sys.argv[2:])
     json.dump([need._asdict() for need in compiler.needs], sys.stdout)

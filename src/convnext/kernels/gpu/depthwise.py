@@ -89,9 +89,9 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, 
     """
     if not takes(x, grad):
         return plain_weight_gradient(x, grad, kernel_size)
-    from convnext.kernels.gpu import depthwise_triton
+    from convnext.kernels.gpu import depthwise_gradient_triton as native
 
-    return depthwise_triton.weight_gradient(x.contiguous(), grad.contiguous(), kernel_size)
+    return native.weight_gradient(x.contiguous(), grad.contiguous(), kernel_size)
 
 
 @operator("convnext::gpu_norm_gradient")
@@ -105,9 +105,9 @@ def norm_gradient(grad: Tensor, normalised: Tensor, scale: Tensor) -> Tensor:
     """
     if not takes(grad, normalised, scale):
         return plain_norm_gradient(grad, normalised, scale)
-    from convnext.kernels.gpu import depthwise_triton
+    from convnext.kernels.gpu import depthwise_gradient_triton as native
 
-    return depthwise_triton.norm_gradient(grad.contiguous(), normalised.contiguous(), scale.contiguous())
+    return native.norm_gradient(grad.contiguous(), normalised.contiguous(), scale.contiguous())
 
 
 def takes(x: Tensor, *others: Tensor | None) -> bool:

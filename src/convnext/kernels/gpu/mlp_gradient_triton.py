@@ -1,6 +1,4 @@
 """The gradients of a block's linear layers in Triton, where more than a matrix product is to be done."""
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
-# Python does not run a kernel's code; Triton, which compiles it, has types of its own.
 
 import torch
 import triton

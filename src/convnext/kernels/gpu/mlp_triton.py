@@ -1,6 +1,4 @@
 """A block's two linear layers in Triton: each with what follows it in its epilogue, and both in one kernel."""
-# pyright: reportArgumentType=false, reportAssignmentType=false
-# Python does not run a kernel's code; Triton, which compiles it, has types of its own.
 
 import torch
 import triton
