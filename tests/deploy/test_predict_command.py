@@ -207,6 +207,7 @@ def test_errors_are_one_line(words: list[str], status: int, message: str, capsys
     assert not Path("answers.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_a_full_disk_keeps_the_answers_of_before() -> None:
     """In a process that may not write files of more than 1 kB, as a stand-in for a full disk."""

@@ -37,9 +37,10 @@ GMACS = {
     "convnext_isotropic_large": "59.7",
 }
 # By size, of those that timm has: compared by output in the suite, in the slow tests, and everywhere by shape.
-SMALL = [f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")]
-SMALL += [f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "base")]
-LARGE = ["convnext_large", "convnext_xlarge", "convnextv2_large", "convnextv2_huge"]
+SMALL = [f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny")]
+SMALL += [f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny")]
+LARGE = [f"convnext_{size}" for size in ("small", "base", "large", "xlarge")]
+LARGE += [f"convnextv2_{size}" for size in ("base", "large", "huge")]
 
 
 def on_meta(name: str, **options: Any) -> nn.Module:

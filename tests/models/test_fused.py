@@ -133,7 +133,7 @@ def test_what_is_said() -> None:
     ("name", "dtype", "way"),
     [
         ("v1", torch.bfloat16, "autocast"),
-        ("v2", torch.float16, "autocast"),
+        pytest.param("v2", torch.float16, "autocast", marks=pytest.mark.slow),
         ("isotropic", torch.float16, "whole"),
         pytest.param("v2", torch.bfloat16, "whole", marks=pytest.mark.slow),
     ],

@@ -74,6 +74,7 @@ def test_a_study_cut_off_in_a_training_goes_on(results: dict[str, Any], tmp_path
     assert [step["top1"] for step in last.results["steps"]] == [step["top1"] for step in results["steps"]]
 
 
+@pytest.mark.slow
 def test_other_steps_and_references_join_a_study(study_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(study_folder, tmp_path / "copy")
     plan = small_plan(folder, steps=["resnet"], references=[])
@@ -129,7 +130,7 @@ def test_a_reference_that_cannot_take_the_images_is_named() -> None:
         small_plan(None, references=["torchvision/alexnet"], train=False)
 
 
-@pytest.mark.parametrize(("minutes", "seeds_made"), [(0.0, 2), (60.0, 3)])
+@pytest.mark.parametrize(("minutes", "seeds_made"), [(0.0, 2), pytest.param(60.0, 3, marks=pytest.mark.slow)])
 def test_the_time_limit_leaves_at_least_two_seeds(tmp_path: Path, minutes: float, seeds_made: int) -> None:
     plan = small_plan(tmp_path / "out", steps=["kernel_7"], references=[])
     (*_, last) = run_study(dataclasses.replace(plan, seeds=3, minutes=minutes))

@@ -301,7 +301,15 @@ def test_slips_leave_no_folder(tmp_path: Path, change: dict[str, Any], message: 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("model", ["torchvision/resnet18", "timm/test_vit", "convnextv2_atto", "convnext_atto"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param("torchvision/resnet18", marks=pytest.mark.slow),
+        "timm/test_vit",
+        "convnextv2_atto",
+        pytest.param("convnext_atto", marks=pytest.mark.slow),
+    ],
+)
 def test_references_and_family_train(model: str, tmp_path: Path) -> None:
     run = train(dataclasses.replace(TINY, model=model, epochs=1), tmp_path)
     assert run.metrics[0]["images"] == 360

@@ -176,7 +176,7 @@ def test_the_name_map_gives_the_same_network(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "drop_path", "layer_decay"),
     [
-        ("convnext_atto", 0.1, 1.0),
+        pytest.param("convnext_atto", 0.1, 1.0, marks=pytest.mark.slow),
         pytest.param("convnext_tiny", 0.1, 1.0, marks=pytest.mark.slow),
         pytest.param("convnext_small", 0.4, 0.8, marks=pytest.mark.slow),
     ],

@@ -146,7 +146,8 @@ def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Path, name: str) -> None:
     long, folder = recipe(data, epochs=200, workers=1, checkpoint_minutes=60), tmp_path / "run"
     process = start(long, folder)

@@ -162,7 +162,9 @@ ODD: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("oddity", ODD)
+@pytest.mark.parametrize(
+    "oddity", [pytest.param(oddity, marks=[pytest.mark.slow] * (oddity == "many instructions")) for oddity in ODD]
+)
 def test_pickles_that_no_checkpoint_holds(oddity: str, tmp_path: Path) -> None:
     content, says = ODD[oddity]
     refused(write_zip(tmp_path / "a.pth", document(content)), says=says)
