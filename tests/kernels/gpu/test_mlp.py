@@ -16,9 +16,9 @@ from convnext.kernels.gpu.linear import linear_add, linear_gelu, linear_gelu_squ
 from convnext.kernels.gpu.mlp import mlp
 from convnext.kernels.gpu.runtime import has_triton, interpreted
 
-pytestmark = pytest.mark.skipif(not has_triton(), reason="needs Triton")
-
 DEVICE = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
+pytestmark = [pytest.mark.skipif(not has_triton(), reason="needs Triton")]
+pytestmark += [pytest.mark.gpu] if DEVICE == "cuda" else []
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}  # the interpreter cuts bf16 off
 KEEP = (1.25, 0.0, 2.0)
 
