@@ -197,7 +197,8 @@ sys.exit(f"status {{status}}, loaded {{loaded}}" if status or loaded else 0)
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("classes", [2, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 1000])
 def test_predicting_from_a_weights_file_imports_no_other_library(classes: int, tmp_path: Path) -> None:
     """ImageNet's names, which libraries have, cost none of their import."""
     convnext.save_weights(convnext.create_model("convnext_atto", num_classes=classes), tmp_path / "a.pth")

@@ -181,7 +181,7 @@ def test_first_step_of_base_is_resnet200() -> None:
     )
 
 
-@pytest.mark.parametrize("size", ["tiny", "base"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("base", marks=pytest.mark.slow)])
 def test_last_step_is_convnext(size: str) -> None:
     torch.manual_seed(0)
     published = convnext.create_model(f"convnext_{size}", layer_scale=1.0, drop_path=0.1)

@@ -137,6 +137,7 @@ def test_the_time_limit_leaves_at_least_two_seeds(tmp_path: Path, minutes: float
     assert len(last.results["steps"][0]["top1"]) == seeds_made
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_does_not_end_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = study_run.training
 
@@ -152,7 +153,7 @@ def test_a_training_that_diverges_does_not_end_the_study(tmp_path: Path, monkeyp
     assert last.results["warnings"] == ["kernel_7, seed 0: the loss is not finite"]
 
 
-@pytest.mark.parametrize("regime", ["tiny", "base"])
+@pytest.mark.parametrize("regime", ["tiny", pytest.param("base", marks=pytest.mark.slow)])
 def test_without_training_the_papers_networks_are_counted(regime: str) -> None:
     plan = make_plan(regime=regime, train=False, steps=["resnet", "separate_downsampling"])
     (*_, last) = run_study(plan)

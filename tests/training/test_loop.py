@@ -72,7 +72,14 @@ def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(tmp_path: Path) -
     assert not torch.equal(weights(tmp_path / "a")["head.weight"], weights(tmp_path / "c")["head.weight"])
 
 
-@pytest.mark.parametrize("stop", ["in the first epoch", "in the second epoch", "after the log, before the checkpoint"])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param("in the first epoch", marks=pytest.mark.slow),
+        pytest.param("in the second epoch", marks=pytest.mark.slow),
+        "after the log, before the checkpoint",
+    ],
+)
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
     tmp_path: Path, stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

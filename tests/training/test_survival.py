@@ -74,7 +74,7 @@ def assert_same_end(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stop", [(0, 1), (1, 2), *(pytest.param(stop, marks=pytest.mark.slow) for stop in ((0, 4), (1, 0), (1, 3)))]
+    "stop", [(1, 2), *(pytest.param(stop, marks=pytest.mark.slow) for stop in ((0, 1), (0, 4), (1, 0), (1, 3)))]
 )
 def test_a_run_cut_off_in_mid_epoch_goes_on_to_the_same_bits(data: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
     train(recipe(data), tmp_path / "whole")
