@@ -30,23 +30,23 @@ def normalise_kernel(
     columns,
     height,
     width,
-    channels,
     eps,
+    CHANNELS: tl.constexpr,  # known when compiled, so that it is known how wide a thread may read
     SIZE: tl.constexpr,
     POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
-    channel = tl.arange(0, CHANNELS)
-    there, kept = position < positions, channel < channels
+    channel = tl.arange(0, BLOCK_C)
+    there, kept = position < positions, channel < CHANNELS
     mask = there[:, None] & kept[None, :]
-    source = place(position, rows, columns, height, width, SIZE) * channels
+    source = place(position, rows, columns, height, width, SIZE) * CHANNELS
     x = tl.load(x_pointer + source[:, None] + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(x, 1) / channels
+    mean = tl.sum(x, 1) / CHANNELS
     centred = tl.where(mask, x - mean[:, None], 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / channels + eps)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / CHANNELS + eps)
     normalised = (centred * scale[:, None]).to(patches_pointer.dtype.element_ty)
-    tl.store(patches_pointer + (position * channels)[:, None] + channel[None, :], normalised, mask=mask)
+    tl.store(patches_pointer + (position * CHANNELS)[:, None] + channel[None, :], normalised, mask=mask)
     tl.store(scale_pointer + position, scale, mask=there)
 
 
@@ -61,29 +61,29 @@ def gradient_kernel(
     columns,
     height,
     width,
-    channels,
+    CHANNELS: tl.constexpr,
     SIZE: tl.constexpr,
     POSITIONS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     position = tl.program_id(0).to(tl.int64) * POSITIONS + tl.arange(0, POSITIONS)
-    channel = tl.arange(0, CHANNELS)
-    there, kept = position < positions, channel < channels
+    channel = tl.arange(0, BLOCK_C)
+    there, kept = position < positions, channel < CHANNELS
     mask = there[:, None] & kept[None, :]
-    source = (position * channels)[:, None] + channel[None, :]
+    source = (position * CHANNELS)[:, None] + channel[None, :]
     grad = tl.load(grad_pointer + source, mask=mask, other=0.0).to(tl.float32)
     normalised = tl.load(patches_pointer + source, mask=mask, other=0.0).to(tl.float32)
     scale = tl.load(scale_pointer + position, mask=there, other=0.0)
-    along = tl.sum(grad * normalised, 1) / channels
-    out = scale[:, None] * (grad - (tl.sum(grad, 1) / channels)[:, None] - normalised * along[:, None])
-    target = place(position, rows, columns, height, width, SIZE) * channels
+    along = tl.sum(grad * normalised, 1) / CHANNELS
+    out = scale[:, None] * (grad - (tl.sum(grad, 1) / CHANNELS)[:, None] - normalised * along[:, None])
+    target = place(position, rows, columns, height, width, SIZE) * CHANNELS
     tl.store(out_pointer + target[:, None] + channel[None, :], out.to(out_pointer.dtype.element_ty), mask=mask)
 
 
 def tile(channels: int) -> dict[str, int]:
     """Positions and channels of a program."""
     padded = triton.next_power_of_2(channels)
-    return {"POSITIONS": max(1, VALUES // padded), "CHANNELS": padded, "num_warps": WARPS}
+    return {"POSITIONS": max(1, VALUES // padded), "BLOCK_C": padded, "num_warps": WARPS}
 
 
 def normalise(x: Tensor, size: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ def normalise(x: Tensor, size: int, eps: float, dtype: torch.dtype) -> tuple[Ten
     positions, chosen = scale.numel(), tile(channels)
     if positions:
         launch(normalise_kernel)[(triton.cdiv(positions, chosen["POSITIONS"]),)](
-            x, patches, scale, positions, rows, columns, height, width, channels, eps, SIZE=size, **chosen
+            x, patches, scale, positions, rows, columns, height, width, eps, CHANNELS=channels, SIZE=size, **chosen
         )
     return patches, scale
 
@@ -110,6 +110,6 @@ def gradient(grad: Tensor, patches: Tensor, scale: Tensor, shape: list[int], dty
     positions, chosen = scale.numel(), tile(channels)
     if positions:
         launch(gradient_kernel)[(triton.cdiv(positions, chosen["POSITIONS"]),)](
-            grad, patches, scale, out, positions, rows, columns, height, width, channels, SIZE=size, **chosen
+            grad, patches, scale, out, positions, rows, columns, height, width, CHANNELS=channels, SIZE=size, **chosen
         )
     return out
