@@ -12,9 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sources import NAMES
 from convnext.errors import UsageError
-from convnext.kernels.gpu.runtime import has_triton, interpreted
 from convnext.models import create_model, is_reference
-from convnext.models.fusion import fuse
 from convnext.training.recipe import Recipe
 
 
@@ -75,7 +73,10 @@ def fuse_blocks(model: nn.Module, device: torch.device) -> None:
     Raises:
         UsageError: they do not run on the device, or the network has nothing that they compute.
     """
-    if not (has_triton() and (interpreted() or device.type == "cuda")):
+    from convnext.kernels.gpu.runtime import runs_on
+    from convnext.models.fusion import fuse  # whose operators take a while to register
+
+    if not runs_on(device):
         raise UsageError(f"fuse needs an NVIDIA GPU and Triton, and this trains on {device.type}: leave --fuse out")
     fusion = fuse(model)
     if not fusion.fused:

@@ -9,13 +9,12 @@ Derivatives of the gradients are not defined: torch says so where they are asked
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from convnext.errors import UsageError
-from convnext.kernels.gpu.runtime import operator, runs
+from convnext.kernels.gpu.runtime import operator, runs, sum_dtype
 
 
 @operator("convnext::gpu_depthwise_norm")
@@ -138,10 +137,16 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def plain_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """The convolution and the norm by torch."""
-    z = plain(x, weight, bias).to(statistics_dtype(x))
+    normalised, scale = plain_normalised(plain(x, weight, bias), eps)
+    return normalised.to(x.dtype), scale
+
+
+def plain_normalised(z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``(z - mean) * scale`` over the last dimension, and the scale, by torch, in the dtype of statistics."""
+    z = z.to(sum_dtype(z))
     centred = z - z.mean(-1, keepdim=True)
     scale = (centred.square().mean(-1) + eps).rsqrt()
-    return (centred * scale[..., None]).to(x.dtype), scale
+    return centred * scale[..., None], scale
 
 
 def plain_norm_gradient(grad: Tensor, normalised: Tensor, scale: Tensor) -> Tensor:
@@ -153,21 +158,16 @@ def plain_norm_gradient(grad: Tensor, normalised: Tensor, scale: Tensor) -> Tens
 
 def plain_weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     """The gradients of weight and bias by torch."""
-    channels, dtype = x.shape[-1], statistics_dtype(x)
+    channels, dtype = x.shape[-1], sum_dtype(x)
     x, grad = (maps.permute(0, 3, 1, 2).to(dtype) for maps in (x, grad))
     shape = (channels, 1, kernel_size, kernel_size)
     weight = conv2d_weight(x, shape, grad, padding=kernel_size // 2, groups=channels)
     return weight.contiguous(), grad.sum((0, 2, 3))
 
 
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums and statistics."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 @depthwise_norm.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=statistics_dtype(x))
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=sum_dtype(x))
 
 
 @depthwise.register_fake
@@ -182,7 +182,7 @@ def _(grad: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG001
 
 @weight_gradient.register_fake
 def _(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    channels, dtype = x.shape[-1], statistics_dtype(x)
+    channels, dtype = x.shape[-1], sum_dtype(x)
     shape = (channels, 1, kernel_size, kernel_size)
     return x.new_empty(shape, dtype=dtype), x.new_empty(channels, dtype=dtype)
 

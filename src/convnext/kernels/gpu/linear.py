@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convnext.errors import UsageError
 from convnext.kernels.bias_gelu import plain_gradient as bias_gelu_gradient
-from convnext.kernels.gpu.runtime import operator, runs
+from convnext.kernels.gpu.runtime import operator, runs, sum_dtype
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, *, recompute: bool = False) -> Tensor:
@@ -169,11 +169,6 @@ def linear_add_gradient(
 def is_kept(*tensors: Tensor) -> bool:
     """Whether gradients will be asked for."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def sum_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums: fp32, or float64 for float64."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def positions_of(x: Tensor, samples: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.kernels.gpu.runtime import operator, runs
+from convnext.kernels.gpu.depthwise import plain_norm_gradient, plain_normalised
+from convnext.kernels.gpu.runtime import operator, runs, sum_dtype
 
 
 @operator("convnext::norm_patches")
@@ -68,17 +69,15 @@ def cut(x: Tensor, size: int) -> Tensor:
 
 def plain(x: Tensor, size: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The same by torch: the reference."""
-    x = cut(x, size).to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-    scale = (variance + eps).rsqrt()
-    return ((x - mean) * scale).flatten(3).to(dtype).contiguous(), scale[..., 0].clone()
+    normalised, scale = plain_normalised(cut(x, size), eps)
+    return normalised.flatten(3).to(dtype).contiguous(), scale
 
 
 def plain_gradient(grad: Tensor, patches: Tensor, scale: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     """The gradient by torch."""
     positions, size = scale.shape[-1], patch_size(scale)
     grad, patches = (value.to(scale.dtype).unflatten(-1, (positions, shape[-1])) for value in (grad, patches))
-    grad = scale[..., None] * (grad - grad.mean(-1, True) - patches * (grad * patches).mean(-1, True))
+    grad = plain_norm_gradient(grad, patches, scale)
     rows, columns = scale.shape[1:3]
     whole = grad.new_zeros(shape)
     grad = grad.unflatten(3, (size, size)).transpose(2, 3).reshape(shape[0], rows * size, columns * size, shape[-1])
@@ -94,10 +93,9 @@ def sizes(x: Tensor, size: int) -> tuple[int, int, int]:
 @norm_patches.register_fake
 def _(x: Tensor, size: int, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     positions = size * size
-    statistics = torch.promote_types(x.dtype, torch.float32)
     return (
         x.new_empty((*sizes(x, size), positions * x.shape[-1]), dtype=dtype),
-        x.new_empty((*sizes(x, size), positions), dtype=statistics),
+        x.new_empty((*sizes(x, size), positions), dtype=sum_dtype(x)),
     )
 
 

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from convnext.kernels.gpu.patches import patch_size
 from convnext.kernels.gpu.runtime import launch
 
 VALUES = 4096  # of a program: its positions times its channels, rounded up to a power of two
@@ -103,8 +104,8 @@ def normalise(x: Tensor, size: int, eps: float, dtype: torch.dtype) -> tuple[Ten
 def gradient(grad: Tensor, patches: Tensor, scale: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     """See :func:`convnext.kernels.gpu.patches.norm_patches_gradient`."""
     _, height, width, channels = shape
-    rows, columns, inside = scale.shape[1:]
-    size = round(inside**0.5)
+    rows, columns, _ = scale.shape[1:]
+    size = patch_size(scale)
     covered = (rows * size, columns * size) == (height, width)
     out = (torch.empty if covered else torch.zeros)(shape, dtype=dtype, device=grad.device)
     positions, chosen = scale.numel(), tile(channels)

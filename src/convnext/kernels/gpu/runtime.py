@@ -25,11 +25,19 @@ def has_triton() -> bool:
     return HAS_TRITON
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether a device has kernels."""
+    return has_triton() and (interpreted() or (device.type == "cuda" and torch.version.hip is None))
+
+
 def runs(*tensors: Tensor) -> bool:
     """Whether kernels take these tensors: all on one GPU, or interpreted, of a dtype that they know."""
-    if not (enabled() and has_triton() and all(tensor.dtype in DTYPES for tensor in tensors)):
-        return False
-    return interpreted() or all(tensor.is_cuda and torch.version.hip is None for tensor in tensors)
+    return enabled() and all(tensor.dtype in DTYPES and runs_on(tensor.device) for tensor in tensors)
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums and statistics: fp32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
