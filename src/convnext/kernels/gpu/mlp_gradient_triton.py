@@ -7,7 +7,7 @@ from torch import Tensor
 
 from convnext.kernels.gpu.mlp_triton import column_blocks, inner_block, precision, row_block
 from convnext.kernels.gpu.runtime import launch
-from convnext.kernels.gpu.tile_triton import gelu_and_slope, product, rows_of, tile_of, tuned
+from convnext.kernels.gpu.tile_triton import gelu_and_slope, product, tile_of, tuned
 
 GRADIENT_SIZES = [  # smaller than those of the layers: GELU, its slope and the gradient are in registers at once
     {"BLOCK_N": 64, "warps": 8, "stages": 4},
@@ -43,10 +43,7 @@ def hidden_gradient_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The gradient in front of GELU, its sums over a tile's rows, and keep * gelu(hidden) for the second's weight."""
-    COLUMN_TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    tile, column_tile = tile_of(tl.program_id(0), tl.num_programs(0) // COLUMN_TILES, COLUMN_TILES)
-    first, behind, exist = rows_of(tile, rows, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile, first, behind, exist, columns = tile_of(rows, N, BLOCK_M, BLOCK_N)
     at = behind[:, None] * N + columns[None, :]
     mask = exist[:, None] & (columns[None, :] < N)
     if RECOMPUTE:
@@ -96,10 +93,7 @@ def scaled_gradient_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """The gradient of x, keep * row_scale * x for the weight's, and row_scale's summed over a tile's rows."""
-    COLUMN_TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    tile, column_tile = tile_of(tl.program_id(0), tl.num_programs(0) // COLUMN_TILES, COLUMN_TILES)
-    first, behind, exist = rows_of(tile, rows, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile, first, behind, exist, columns = tile_of(rows, N, BLOCK_M, BLOCK_N)
     left = (grad + first * K) + behind[:, None] * K
     g = product(left, weight, columns, row_scale, K, N, N, 1, False, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     at = behind[:, None] * N + columns[None, :]

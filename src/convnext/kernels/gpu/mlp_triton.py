@@ -8,7 +8,7 @@ from torch import Tensor
 from convnext.kernels.gpu.runtime import interpreted, launch
 from convnext.kernels.gpu.tile_triton import gelu, load, multiply, product, rows_of, tile_of, tuned
 
-# Sizes that fit a H100's registers and shared memory; tests/kernels/gpu/test_hopper.py compiles them.
+# Sizes that fit a H100's registers and shared memory; tests/kernels/gpu/test_compiled.py compiles them.
 LINEAR_SIZES = [
     {"BLOCK_N": 32, "warps": 4, "stages": 4},  # where rows are few
     {"BLOCK_N": 64, "warps": 4, "stages": 4},
@@ -42,10 +42,7 @@ def linear_gelu_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """hidden = x @ weight.T + bias, activation = gelu(hidden), and the sums of its squares over a tile's rows."""
-    COLUMN_TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    tile, column_tile = tile_of(tl.program_id(0), tl.num_programs(0) // COLUMN_TILES, COLUMN_TILES)
-    first, behind, exist = rows_of(tile, rows, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile, first, behind, exist, columns = tile_of(rows, N, BLOCK_M, BLOCK_N)
     left = (x + first * K) + behind[:, None] * K
     h = product(left, weight, columns, x, K, N, 1, K, False, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
     h += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
@@ -58,6 +55,18 @@ def linear_gelu_kernel(
     if SQUARES:
         total = tl.sum(tl.where(exist[:, None], a * a, 0.0), 0)
         tl.store(squares + tile.to(tl.int64) * N + columns, total, mask=columns < N)
+
+
+@triton.jit
+def finish(y, bias, shortcut, out, factor, first, behind, exist, columns, C: tl.constexpr, KEEP: tl.constexpr):
+    """The end of the branch for some of its columns."""
+    y += tl.load(bias + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :]
+    if KEEP:
+        y *= factor[:, None]
+    at = behind[:, None] * C + columns[None, :]
+    mask = exist[:, None] & (columns[None, :] < C)
+    y += tl.load(shortcut + first * C + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + first * C + at, y.to(out.dtype.element_ty), mask=mask)
 
 
 @tuned(LINEAR_SIZES, key=["K", "N", "BLOCK_M", "KEEP", "SCALED"])
@@ -82,32 +91,14 @@ def linear_add_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """out = shortcut + keep * ((row_scale * x) @ weight.T + bias)."""
-    COLUMN_TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    tile, column_tile = tile_of(tl.program_id(0), tl.num_programs(0) // COLUMN_TILES, COLUMN_TILES)
-    first, behind, exist = rows_of(tile, rows, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    _, first, behind, exist, columns = tile_of(rows, N, BLOCK_M, BLOCK_N)
     left = (x + first * K) + behind[:, None] * K
     scale = row_scale + first // rows * K
     y = product(left, weight, columns, scale, K, N, 1, K, SCALED, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
-    y += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    factor = behind.to(tl.float32)
     if KEEP:
-        y *= tl.load(keep + (first.to(tl.int32) + behind) // positions)[:, None]
-    at = behind[:, None] * N + columns[None, :]
-    mask = exist[:, None] & (columns[None, :] < N)
-    y += tl.load(shortcut + first * N + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + first * N + at, y.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def finish(y, bias, shortcut, out, factor, first, behind, exist, columns, C: tl.constexpr, KEEP: tl.constexpr):
-    """The end of the branch for some of its columns."""
-    y += tl.load(bias + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :]
-    if KEEP:
-        y *= factor[:, None]
-    at = behind[:, None] * C + columns[None, :]
-    mask = exist[:, None] & (columns[None, :] < C)
-    y += tl.load(shortcut + first * C + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + first * C + at, y.to(out.dtype.element_ty), mask=mask)
+        factor = tl.load(keep + (first.to(tl.int32) + behind) // positions)
+    finish(y, bias, shortcut, out, factor, first, behind, exist, columns, N, KEEP)
 
 
 @tuned(MLP_SIZES, key=["C", "D", "KEEP", "HIDDEN"])

@@ -35,15 +35,6 @@ def suitable(configs: list[triton.Config], arguments: dict[str, Any], **others: 
 
 
 @triton.jit
-def tile_of(program, tiles, COLUMN_TILES: tl.constexpr):
-    """Which tile of rows and which of columns a program computes."""
-    together = TILES_TOGETHER * COLUMN_TILES
-    first = program // together * TILES_TOGETHER
-    size = tl.minimum(tiles - first, TILES_TOGETHER)
-    return first + program % together % size, program % together // size
-
-
-@triton.jit
 def rows_of(tile, rows, BLOCK_M: tl.constexpr):
     """The rows of a tile: the number of its first, how far each lies behind it, and which of them exist.
 
@@ -55,6 +46,19 @@ def rows_of(tile, rows, BLOCK_M: tl.constexpr):
     behind = tl.arange(0, BLOCK_M)
     first = (tile // blocks).to(tl.int64) * rows + start
     return first, tl.minimum(behind, rows - 1 - start), start + behind < rows
+
+
+@triton.jit
+def tile_of(rows, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which tile of rows a program computes, what :func:`rows_of` says of it, and its columns of N."""
+    COLUMN_TILES: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    program, tiles = tl.program_id(0), tl.num_programs(0) // COLUMN_TILES
+    together = TILES_TOGETHER * COLUMN_TILES
+    begin = program // together * TILES_TOGETHER
+    size = tl.minimum(tiles - begin, TILES_TOGETHER)
+    tile, column_tile = begin + program % together % size, program % together // size
+    first, behind, exist = rows_of(tile, rows, BLOCK_M)
+    return tile, first, behind, exist, column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
 
 
 @triton.jit
