@@ -115,7 +115,7 @@ def main() -> None:
             [Network(NETWORK), *([Network(SCALE)] if table.scale else [])],
             against=PEERS if table.peers else (),
             modes=[table.mode],
-            precisions=[name for name in choose_precisions((), device) if name in table.precisions],
+            precisions=[known for known in choose_precisions((), device) if known in table.precisions],
             batches=table.batches,
             rounds=options.rounds,
             seconds=options.seconds,

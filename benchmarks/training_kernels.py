@@ -26,7 +26,6 @@ from convnext.speed.plan import choose_precisions
 
 BATCH = 8
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width
-MACS = 4_455_531_264  # of ConvNeXt-T's forward pass at 224 px
 CPU = torch.device("cpu")
 
 
@@ -132,10 +131,11 @@ def step_rows(
     seconds = alternate(calls, steps)
     if name != "convnext_tiny":
         return rows_of(f"step of {name}", precision, batch_size, seconds)
+    macs = convnext.cost(convnext.create_model(name), image_size).macs
     product, flop = matrix_products(precision, CPU)
     ceiling = flop / min(alternate({"product": product}, 15)["product"])
     return rows_of(
-        f"step of {name}", precision, batch_size, seconds, batch_size * flop_of_image(MACS, "training"), ceiling
+        f"step of {name}", precision, batch_size, seconds, batch_size * flop_of_image(macs, "training"), ceiling
     )
 
 
