@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-slow lint bench bench-gpu clean
 
@@ -24,11 +26,11 @@ $(VENV)/installed-lint: $(VENV)/installed
 demo: $(VENV)/installed  ## every step from ResNet to ConvNeXt, trained on handwritten digits; prints where the report lies
 	$(BIN)/convnext roadmap --data digits --regime micro --seeds 5 --minutes 5 --out $(DEMO)
 
-test: $(VENV)/installed-test  ## everything but the slow tests
-	$(BIN)/python -m pytest
+test: $(VENV)/installed-test  ## everything but the slow tests, in two processes; make test WORKERS=8 on more cores
+	$(PYTEST)
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
