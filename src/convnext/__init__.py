@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convnext.deploy.classifier import Classifier, Prediction, load
     from convnext.deploy.evaluate import Evaluation, evaluate
+    from convnext.deploy.export.export import Exported, export
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
@@ -29,6 +30,7 @@ __all__ = [
     "Cost",
     "Design",
     "Evaluation",
+    "Exported",
     "Fusion",
     "KernelsWarning",
     "LicenceWarning",
@@ -44,6 +46,7 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
+    "export",
     "fuse",
     "list_models",
     "load",
@@ -59,6 +62,7 @@ __all__ = [
 _HOMES = {
     "convnext.deploy.classifier": ("Classifier", "Prediction", "load"),
     "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
+    "convnext.deploy.export.export": ("Exported", "export"),
     "convnext.errors": (
         "ConvNeXtError",
         "KernelsWarning",

@@ -27,21 +27,23 @@ def predict(
     json: bool = False,
     batch: int = 32,
     device: str = "auto",
+    trust: bool = False,
 ) -> None:
     """Say what images show: the most probable classes of each, with their probabilities.
 
     What cannot be read is named at the end, on stderr; the rest is answered, and the exit status is 1.
 
     Args:
-        run: a run's folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
-            weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
+        run: a run's folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the
+            authors' published weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         images: files, folders (all images below them), patterns in quotes ('photos/**/*.jpg'), or - for a list on
             standard input, a path a line.
         top: classes to name for each image.
         out: write the answers to this file, .csv, .json or .jsonl, whole or not at all.
         json: print the answers as a JSON list on stdout.
         batch: images at a time; it decides speed and memory only.
-        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu; an exported file runs on the processor.
+        trust: open a .pt2 file that was not exported here as well, though it can run any code.
     """
     if not images:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
@@ -58,7 +60,7 @@ def predict(
         raise UsageError("no images: standard input lists none")
     if "-" not in images:
         first += paths
-    classifier = open_classifier(run, device)
+    classifier = open_classifier(run, device, trust)
     say_warnings(classifier.notes, console_on(sys.stderr))
     done, unreadable = 0, []
     title = "" if sys.stdout.isatty() and not out and not json else str(run)

@@ -207,15 +207,17 @@ def ahead(
                 yield path, error.reason
 
 
-def load(path: str | Path, device: str | torch.device = "auto") -> Classifier:
+def load(path: str | Path, device: str | torch.device = "auto", *, trust: bool = False) -> Classifier:
     """Open a trained network to predict with.
 
     Args:
-        path: a run's folder, whose best epoch is taken; a weights file of any layout (official, timm, OpenCLIP,
-            torchvision, transformers), or a folder as the hub's libraries save it, which says by itself what network it
-            is of; ``VARIANT`` or ``VARIANT.TAG`` for the authors' published weights, such as
-            ``convnext_tiny.in22k_in1k``; or ``torchvision/NAME``, ``timm/NAME`` for a network with its library's.
-        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        path: a run's folder, whose best epoch is taken; an exported file (.onnx, .pt2, .xml); a weights file of any
+            layout (official, timm, OpenCLIP, torchvision, transformers), or a folder as the hub's libraries save it,
+            which says by itself what network it is of; ``VARIANT`` or ``VARIANT.TAG`` for the authors' published
+            weights, such as ``convnext_tiny.in22k_in1k``; or ``torchvision/NAME``, ``timm/NAME`` for a network with its
+            library's.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu; an exported file runs on the processor.
+        trust: open a ``.pt2`` file that was not exported here as well, though it can run any code.
 
     Returns:
         The classifier; of weights without one, its ``model`` gives features (N, channels).
@@ -227,13 +229,14 @@ def load(path: str | Path, device: str | torch.device = "auto") -> Classifier:
         UsageError: there is no such run, file or network, or no such device.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
-    classifier = open_classifier(path, device)
+    classifier = open_classifier(path, device, trust)
     for text in classifier.notes:
         warnings.warn(text, WeightsWarning, stacklevel=2)
     return classifier
 
 
-def open_classifier(path: str | Path, device: str | torch.device = "auto") -> Classifier:
+def open_classifier(path: str | Path, device: str | torch.device = "auto", trust: bool = False) -> Classifier:
     """The same as :func:`load`, which leaves it to its caller to say the classifier's ``notes``."""
-    opened = open_trained(path)
+    opened = open_trained(path, trust)
+    device = opened.device_name(str(device))
     return Classifier(opened.model, opened.classes, opened.preprocessing, opened.name, device, opened.notes)

@@ -14,6 +14,7 @@ from convnext.data.batches import Batch, Batches
 from convnext.data.held_out import HeldOut
 from convnext.data.images import MemoryImages
 from convnext.data.preprocessing import Preprocessing
+from convnext.deploy.export.opening import is_exported
 from convnext.deploy.held_out import images_for
 from convnext.deploy.opening import is_published, is_weights, open_trained
 from convnext.deploy.trained import Trained
@@ -73,31 +74,36 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     workers: int = -1,
+    trust: bool = False,
 ) -> Evaluation:
     """Evaluate a trained network: every image once, prepared as the network expects it; progress on stderr.
 
     Args:
-        run: a run's folder, whose best epoch is evaluated; or what else :func:`convnext.load` opens: a weights file,
-            or published weights by name.
+        run: a run's folder, whose best epoch is evaluated; or what else :func:`convnext.load` opens: an exported file,
+            a weights file, or published weights by name.
         data: what `convnext.train` takes, or the path of a folder with a folder a class, which is taken whole. By
             default, and where it is the run's own data, the images that the run held out.
         batch_size: images at a time.
-        device: auto (a GPU where there is one), cpu, cuda, mps.
-        precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it.
+        device: auto (a GPU where there is one), cpu, cuda, mps; an exported file runs on the processor.
+        precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it; an exported file has its own.
         workers: processes that read image files; -1 for one a core, at most 8.
+        trust: open a ``.pt2`` file that was not exported here as well, though it can run any code.
 
     Raises:
-        UsageError: there is no such run or data, the network has no classifier, or the data has classes that the
-            network does not know.
+        UsageError: there is no such run or data, the network has no classifier, the data has classes that the network
+            does not know, or an exported file may run code and is not trusted.
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
-    if data is None and (is_published(name) or (is_weights(name) and Path(name).exists())):
+    without_data = is_published(name) or is_exported(name) or is_weights(name)
+    if data is None and without_data and (is_published(name) or Path(name).exists()):
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
     with joined(device) as processes:
-        torch_device = choose_device(device, processes.local_rank)
+        trained = open_trained(name, trust)
+        torch_device = choose_device(trained.device_name(device), processes.local_rank)
         autocast = autocast_for(precision, torch_device)
-        trained = open_trained(name)
+        if trained.runtime and precision not in ("auto", "fp32"):
+            raise UsageError(f"{name} is exported with a precision of its own: leave out --precision {precision}")
         if not trained.classes:
             raise UsageError(
                 f"{name} has no classifier: train one on its features (convnext train FOLDER --weights FILE)"

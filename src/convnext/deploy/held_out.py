@@ -27,7 +27,7 @@ def images_for(trained: Trained, data: str | None) -> HeldOut:
     found = own_images(trained, data) if trained.recipe else None
     if found is None:
         assert data is not None, "a network without a run has no data of its own"
-        found = load_held_out(data)
+        found = images_of_the_run(trained, data) or load_held_out(data)
     return match_classes(found, trained.classes, trained.name, trained.aliases())
 
 
@@ -59,6 +59,19 @@ def own_images(trained: Trained, name: str | None) -> HeldOut | None:
     if "images" not in recorded or not unchanged or not could_be(data, trained_on, trained.recipe.val_fraction):
         return None
     return own_part(name, data, f"{name} has the files of {trained_on}, which the run was trained on")
+
+
+def images_of_the_run(trained: Trained, name: str) -> HeldOut | None:
+    """The images that the run of an exported file held out; None where ``name`` is other data than that run's."""
+    images, val_fraction = trained.trained_on.get("images"), trained.trained_on.get("val_fraction")
+    if not isinstance(val_fraction, float):
+        return None
+    try:
+        data = load_data(name, val_fraction=val_fraction)
+    except UsageError:
+        return None  # there is nothing to train on in it
+    note = f"{name} is what {trained.name} was trained on: evaluated are the images that were held out then"
+    return own_part(name, data, note) if data.fingerprint == images else None
 
 
 def own_part(name: str, data: ImageData, *notes: str) -> HeldOut:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from convnext.deploy.export.opening import is_exported, open_exported
 from convnext.deploy.file import open_file, open_tag
 from convnext.deploy.published import open_published
 from convnext.deploy.trained import Trained, open_run
@@ -29,23 +30,25 @@ def is_weights(name: str | Path) -> bool:
 
 
 def is_trained(name: str) -> bool:
-    """Whether a name means a run or weights rather than a network that is built by its name; a path that is there goes
-    first."""
+    """Whether a name means a run, weights or an exported file rather than a network that is built by its name; a path
+    that is there goes first."""
     of_networks = name in VARIANTS or is_reference(name) or name.startswith("roadmap_")
-    path_or_tag = "/" in name or is_weights(name) or name.partition(".")[0] in VARIANTS
+    path_or_tag = "/" in name or is_weights(name) or is_exported(name) or name.partition(".")[0] in VARIANTS
     return Path(name).exists() or (path_or_tag and not of_networks)
 
 
-def open_trained(name: str | Path) -> Trained:
+def open_trained(name: str | Path, trust: bool = False) -> Trained:
     """Open a trained network by what it is called.
 
     Args:
-        name: a run's folder; a weights file, or a folder as the hub's libraries save it; ``VARIANT`` or ``VARIANT.TAG``
-            for the authors' published weights, such as ``convnext_tiny.in22k_in1k``; or ``torchvision/NAME``,
-            ``timm/NAME`` for a network with the weights that its library publishes.
+        name: a run's folder; an exported file (.onnx, .pt2, .xml); a weights file, or a folder as the hub's libraries
+            save it; ``VARIANT`` or ``VARIANT.TAG`` for the authors' published weights, such as
+            ``convnext_tiny.in22k_in1k``; or ``torchvision/NAME``, ``timm/NAME`` for a network with the weights that
+            its library publishes.
+        trust: open a ``.pt2`` file that was not exported here as well, though it can run any code.
 
     Raises:
-        UsageError: there is no such run, file or network.
+        UsageError: there is no such run, file or network, or a file may run code and is not trusted.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
     path = Path(name)
@@ -53,4 +56,6 @@ def open_trained(name: str | Path) -> Trained:
         raise UsageError(f"no run, file or network has a name of {len(str(name)):,} characters: check the path")
     if is_published(name):
         return open_published(str(name)) if is_reference(str(name)) else open_tag(str(name))
+    if is_exported(name):
+        return open_exported(path, trust)
     return open_file(Path(name)) if is_weights(name) else open_run(Path(name))

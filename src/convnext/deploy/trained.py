@@ -3,8 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -36,6 +37,8 @@ class Trained:
         recipe: the run's recipe; None where the weights are a library's.
         aliases: gives other names of the classes, with their places among the logits.
         notes: what should be said to who uses it.
+        runtime: what computes it in place of torch, or of its eager mode: an exported file's; None for a network.
+        trained_on: what tells the images that an exported file's run held out; empty where that is not known.
     """
 
     name: str
@@ -47,6 +50,27 @@ class Trained:
     recipe: Recipe | None = None
     aliases: Callable[[], Mapping[str, int]] = dict
     notes: tuple[str, ...] = ()
+    runtime: str | None = None
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the network can be differentiated: an exported file only infers."""
+        return self.runtime is None
+
+    def device_name(self, asked: str) -> str:
+        """The device to use where ``asked`` was asked for: an exported file runs on the processor.
+
+        Raises:
+            UsageError: another was asked for.
+        """
+        if self.runtime is None:
+            return asked
+        if asked not in ("auto", "cpu"):
+            raise UsageError(
+                f"{self.name} is an exported file, which runs on the processor here: leave out --device {asked}"
+            )
+        return "cpu"
 
 
 def open_run(folder: Path) -> Trained:

@@ -101,7 +101,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        factors = self.factors(len(x), x)
+        factors = self.factors(x.shape[0], x)  # len() would fix the batch of an exported graph
         return x if factors is None else x * factors.view(-1, *(1,) * (x.ndim - 1))
 
     def factors(self, samples: int, like: Tensor) -> Tensor | None:
