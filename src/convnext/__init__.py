@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from convnext.deploy.classifier import Classifier, Prediction, load
     from convnext.deploy.evaluate import Evaluation, evaluate
     from convnext.deploy.export.export import Exported, export
+    from convnext.deploy.explain.explanations import Explanation, explain
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
@@ -31,6 +32,7 @@ __all__ = [
     "Design",
     "Evaluation",
     "Exported",
+    "Explanation",
     "Fusion",
     "KernelsWarning",
     "LicenceWarning",
@@ -47,6 +49,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "export",
+    "explain",
     "fuse",
     "list_models",
     "load",
@@ -63,6 +66,7 @@ _HOMES = {
     "convnext.deploy.classifier": ("Classifier", "Prediction", "load"),
     "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
     "convnext.deploy.export.export": ("Exported", "export"),
+    "convnext.deploy.explain.explanations": ("Explanation", "explain"),
     "convnext.errors": (
         "ConvNeXtError",
         "KernelsWarning",

@@ -11,6 +11,7 @@ from convnext.cli.benchmark import benchmark
 from convnext.cli.convert import convert
 from convnext.cli.evaluate import evaluate
 from convnext.cli.export import export
+from convnext.cli.explain import explain
 from convnext.cli.models import models
 from convnext.cli.predict import predict
 from convnext.cli.recipes import recipes
@@ -35,6 +36,7 @@ def run(words: Sequence[str]) -> None:
             "evaluate": evaluate,
             "predict": predict,
             "export": export,
+            "explain": explain,
             "convert": convert,
             "models": models,
             "benchmark": benchmark,
