@@ -16,6 +16,7 @@ from convnext.cli.models import models
 from convnext.cli.predict import predict
 from convnext.cli.recipes import recipes
 from convnext.cli.roadmap import roadmap
+from convnext.cli.serve import serve
 from convnext.cli.speech import note, speaks
 from convnext.cli.train import TrainArguments, parse_train, train
 from convnext.errors import ConvNeXtError, UsageError
@@ -37,6 +38,7 @@ def run(words: Sequence[str]) -> None:
             "predict": predict,
             "export": export,
             "explain": explain,
+            "serve": serve,
             "convert": convert,
             "models": models,
             "benchmark": benchmark,

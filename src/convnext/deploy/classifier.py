@@ -125,16 +125,24 @@ class Classifier:
             count: how many images there are, where that is known.
             say: told in a line where the network goes on in a faster form, as on a processor it does if that pays.
         """
-        if not self.classes:
-            raise UsageError(
-                f"{self.name or 'the network'} has no classifier, its .model gives features: train one on them "
-                "(convnext train FOLDER --weights FILE)"
-            )
+        self.check_classes()
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}, needs 1 or more")
         model = for_job(self.model, self.device, count, say)
         return self.answers(model, given(inputs, self.preprocessing), top, batch_size)
+
+    def check_classes(self) -> None:
+        """Refuse to answer without classes.
+
+        Raises:
+            UsageError: the weights have no classifier.
+        """
+        if not self.classes:
+            raise UsageError(
+                f"{self.name or 'the network'} has no classifier, its .model gives features: train one on them "
+                "(convnext train FOLDER --weights FILE)"
+            )
 
     def answers(
         self, model: nn.Module, images: Iterator[Given], top: int, batch_size: int

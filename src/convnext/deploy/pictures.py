@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Given:
             return self.image
         picture = read_file(self.path) if self.path is not None else self.picture()
         with reading(Path(self.path or "the image")):  # which may be too narrow to be resized
-            return torch.from_numpy(np.array(preprocessing.cut(picture)))
+            return pixels(picture, preprocessing)
 
     def picture(self) -> Image.Image:
         """What was given itself, as a picture in RGB and upright, as it would be from its file."""
@@ -68,10 +68,40 @@ def read_file(path: str) -> Image.Image:
         missing = "no such file, and no file of such a pattern" if is_pattern(path) else "no such file"
         raise UnreadableImageError(path, "no regular file" if file.exists() else missing)
     with reading(file), file.open("rb") as stream:  # which Pillow leaves open where it refuses a file
-        with OPENING, pillow_warnings():
-            image = Image.open(stream)
-            image.getexif()  # read here for its warnings
-        return upright(image)
+        return upright(undecoded(stream))
+
+
+def undecoded(stream: IO[bytes], formats: tuple[str, ...] | None = None, max_pixels: int | None = None) -> Image.Image:
+    """The picture in a stream, not decoded yet unless it is a PNG.
+
+    Args:
+        stream: where it begins; it stays open until the picture is decoded.
+        formats: Pillow's names of the formats that are tried; None for all.
+        max_pixels: width times height; of more nothing is decoded.
+
+    Raises:
+        UnidentifiedImageError: it is no image of such a format.
+        ValueError: it has too many pixels.
+        Exception: Pillow's, of many kinds, where it is damaged or of more than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    with OPENING, pillow_warnings():
+        image = Image.open(stream, formats=formats)
+        count = image.width * image.height
+        if max_pixels is not None and count > max_pixels:
+            raise ValueError(
+                f"{image.width} x {image.height} are {count:,} pixels, no more than {max_pixels:,} are taken"
+            )
+        image.getexif()  # read here for its warnings; for that Pillow decodes a PNG, whose EXIF data may come last
+    return image
+
+
+def pixels(picture: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """What the network sees of a picture: uint8 (S, S, 3), or (S, S) in grey.
+
+    Raises:
+        ValueError: it is too long and narrow to be resized.
+    """
+    return torch.from_numpy(np.array(preprocessing.cut(picture)))
 
 
 def is_address(path: str) -> bool:

@@ -69,18 +69,34 @@ class Job(nn.Module):
     def take(self, make: Callable[[], nn.Module], images: Tensor, outputs: Tensor) -> None:
         """Go on in another form, unless it cannot be made, gives other outputs or is slower."""
         self.decided = True
-        try:
-            network = make()
-            differences = (network(images) - outputs).abs().max()
-            calls = {"plain": lambda: self.model(images), "other": lambda: network(images)}
-            times = alternate(calls, rounds=1, warm_up=0)  # both have run before
-        except (ConvNeXtError, torch.OutOfMemoryError):
-            return
-        ratio = times_as_fast(times["other"], times["plain"])
-        if ratio > 1 and differences <= TOLERANCE["fp32"] * outputs.abs().max():
-            self.model = network
-            name = "folded, own kernels" if isinstance(network, FusedNetwork) else network.extra_repr()
-            self.say(f"optimised: {name}, {ratio:.1f} times as fast")
+        self.model = quicker(self.model, make, images, outputs, self.say)
+
+
+def quicker(
+    model: nn.Module, make: Callable[[], nn.Module], images: Tensor, outputs: Tensor, say: Callable[[str], None]
+) -> nn.Module:
+    """Another form of a network; or the network, where that cannot be made, gives other outputs or is slower.
+
+    Args:
+        model: the network, which has run before.
+        make: makes the form.
+        images: to compare the two on.
+        outputs: the network's, of these images.
+        say: told in a line what was done.
+    """
+    try:
+        network = make()
+        differences = (network(images) - outputs).abs().max()
+        calls = {"plain": lambda: model(images), "other": lambda: network(images)}
+        times = alternate(calls, rounds=1, warm_up=0)  # both have run before
+    except (ConvNeXtError, torch.OutOfMemoryError):
+        return model
+    ratio = times_as_fast(times["other"], times["plain"])
+    if ratio <= 1 or differences > TOLERANCE["fp32"] * outputs.abs().max():
+        return model
+    name = "folded, own kernels" if isinstance(network, FusedNetwork) else network.extra_repr()
+    say(f"optimised: {name}, {ratio:.1f} times as fast")
+    return network
 
 
 def fused(model: nn.Module) -> FusedNetwork:
@@ -92,3 +108,18 @@ def for_job(model: nn.Module, device: torch.device, images: int | None, say: Cal
     """A network for a job of so many images: a :class:`Job` on the CPU, in fp32; the network itself elsewhere."""
     dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
     return Job(model, images, say) if device.type == "cpu" and dtypes == {torch.float32} else model
+
+
+@torch.inference_mode()
+def for_serving(model: nn.Module, images: Tensor, say: Callable[[str], None]) -> nn.Module:
+    """A network for batches of any size without an end, ready before the first: by the kernels where they can be had.
+
+    Other forms are compiled for a batch's size, and would be compiled anew while a request waits.
+
+    Args:
+        model: in evaluation mode.
+        images: an example (N, C, H, W), where the network is.
+        say: told in a line what was done.
+    """
+    outputs = model(images)
+    return quicker(model, lambda: fused(model), images, outputs, say) if can_fuse(model) else model
