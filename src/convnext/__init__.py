@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convnext.deploy.classifier import Classifier, Prediction, load
     from convnext.deploy.evaluate import Evaluation, evaluate
-    from convnext.deploy.export.export import Exported, export
     from convnext.deploy.explain.explanations import Explanation, explain
+    from convnext.deploy.export.export import Exported, export
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
@@ -31,8 +31,8 @@ __all__ = [
     "Cost",
     "Design",
     "Evaluation",
-    "Exported",
     "Explanation",
+    "Exported",
     "Fusion",
     "KernelsWarning",
     "LicenceWarning",
@@ -48,8 +48,8 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
-    "export",
     "explain",
+    "export",
     "fuse",
     "list_models",
     "load",

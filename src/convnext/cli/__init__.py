@@ -10,8 +10,8 @@ import tyro
 from convnext.cli.benchmark import benchmark
 from convnext.cli.convert import convert
 from convnext.cli.evaluate import evaluate
-from convnext.cli.export import export
 from convnext.cli.explain import explain
+from convnext.cli.export import export
 from convnext.cli.models import models
 from convnext.cli.predict import predict
 from convnext.cli.recipes import recipes
