@@ -1,7 +1,7 @@
 """What a network costs to run: parameters, multiply-accumulates, activations; and its measured speed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,24 +37,28 @@ class Cost:
     activations: int
 
 
-class ActivationCounter(TorchDispatchMode):
-    """Adds up the elements that convolutions and linear layers put out.
+def abbreviated(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """An operator's output on the meta device, where norms and activation functions are cut short.
 
-    Norms and activation functions, which no count needs, are cut short: on the meta device torch takes several times
-    longer over them than over all the rest.
+    No count needs them, and torch takes several times longer over them than over all the rest.
     """
+    if func in ACTIVATIONS:
+        return torch.empty_like(args[0])
+    if func in NORMS:
+        statistics = args[0].new_empty(0)
+        return torch.empty_like(args[0], memory_format=NORMS[func]), statistics, statistics
+    return func(*args, **(kwargs or {}))
+
+
+class ActivationCounter(TorchDispatchMode):
+    """Adds up the elements that convolutions and linear layers put out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.activations = 0
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in ACTIVATIONS:
-            return torch.empty_like(args[0])
-        if func in NORMS:
-            statistics = args[0].new_empty(0)
-            return torch.empty_like(args[0], memory_format=NORMS[func]), statistics, statistics
-        out = func(*args, **(kwargs or {}))
+        out = abbreviated(func, args, kwargs)
         if func in CONVOLUTIONS_AND_LINEAR_LAYERS:
             self.activations += out.numel()
         return out
@@ -65,19 +69,38 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Cost:
 
     Nothing is computed and the model is left as it is. Multiply-accumulates are torch's own FLOP count, halved.
     """
+    with FlopCounterMode(display=False) as flops, ActivationCounter() as counter:
+        run_on_meta(model, image_size)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(params=params, macs=flops.get_total_flops() // 2, activations=counter.activations)
+
+
+def run_on_meta(
+    model: nn.Module, image_size: int | tuple[int, int], tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Pass one image through a network in evaluation mode, on the meta device; the model is left as it is.
+
+    Args:
+        model: the network.
+        image_size: pixels, height and width.
+        tensors: its parameters and buffers there, by name, where the caller has them: see :func:`tensors_on_meta`.
+    """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    on_meta = tensors_on_meta(model) if tensors is None else dict(tensors)
     image = torch.empty(1, image_channels(model), *size, device="meta", dtype=next(model.parameters()).dtype)
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as flops, ActivationCounter() as counter:
+        with torch.no_grad():
             torch.func.functional_call(model, on_meta, (image,))
     finally:
         model.train(training)
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(params=params, macs=flops.get_total_flops() // 2, activations=counter.activations)
+
+
+def tensors_on_meta(model: nn.Module) -> dict[str, Tensor]:
+    """A network's parameters and buffers, without their values."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
 
 
 def image_channels(model: nn.Module) -> int:
