@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convnext.deploy.classifier import Classifier, Prediction, load
     from convnext.deploy.evaluate import Evaluation, evaluate
+    from convnext.deploy.explain.explanations import Explanation, explain
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
@@ -29,6 +30,7 @@ __all__ = [
     "Cost",
     "Design",
     "Evaluation",
+    "Explanation",
     "Fusion",
     "KernelsWarning",
     "LicenceWarning",
@@ -44,6 +46,7 @@ __all__ = [
     "cost",
     "create_model",
     "evaluate",
+    "explain",
     "fuse",
     "list_models",
     "load",
@@ -59,6 +62,7 @@ __all__ = [
 _HOMES = {
     "convnext.deploy.classifier": ("Classifier", "Prediction", "load"),
     "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
+    "convnext.deploy.explain.explanations": ("Explanation", "explain"),
     "convnext.errors": (
         "ConvNeXtError",
         "KernelsWarning",

@@ -163,3 +163,36 @@ def test_long_and_narrow_pictures_are_refused_before_they_fill_the_memory() -> N
         preprocessing(Image.new("RGB", (longest + 1, 1)))
     squashed, bordered = Preprocessing(32, 1, "squash"), Preprocessing(32, 1, "border")
     assert squashed(Image.new("RGB", (longest + 1, 1))).shape == bordered(Image.new("RGB", (9999, 1))).shape
+
+
+PICTURES = [(100, 60), (60, 100), (64, 64), (31, 200)]
+
+
+@pytest.mark.parametrize("size", PICTURES)
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.5, 0.875, 1.0, 1.6])
+def test_what_is_seen_is_what_the_cut_leaves(size: tuple[int, int], crop_mode: Any, crop_pct: float) -> None:
+    """A picture whose colour says where it is (red to the right, green downwards; blue is the picture itself): its
+    place in the picture can be read off each pixel of the cut."""
+    width, height = size
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    pixels[..., 0] = np.round((np.arange(width) + 0.5) * 255 / width)
+    pixels[..., 1] = np.round((np.arange(height) + 0.5) * 255 / height)[:, None]
+    preprocessing = Preprocessing(64, crop_pct, crop_mode, "bilinear", mean=(0.5, 0.5, 0.0))
+    cut = np.asarray(preprocessing.cut(Image.fromarray(pixels))).astype(float)
+    left, top, right, bottom = preprocessing.seen(width, height)
+    rows, columns = np.indices((64, 64)) + 0.5
+    across, down = left + columns * (right - left) / 64, top + rows * (bottom - top) / 64
+    inside = (across > 0) & (across < width) & (down > 0) & (down < height)
+    assert np.array_equal(cut[..., 2] == 255, inside)  # and borders are what lies beyond the picture's edges
+    margin = 1.5 * (right - left) / 64, 1.5 * (bottom - top) / 64  # where resizing meets the edge
+    for place, colour, side, edge in ((across, 0, width, margin[0]), (down, 1, height, margin[1])):
+        clear = inside & (place > edge + 1) & (place < side - edge - 1)
+        assert clear.any()
+        assert np.abs(cut[..., colour] * side / 255 - place)[clear].max() < 1 + side / 255
+
+
+def test_what_is_seen_of_the_published_networks_pictures() -> None:
+    assert Preprocessing.published(224).seen(256, 256) == (16, 16, 240, 240)
+    assert Preprocessing.published(384).seen(100, 50) == (0, 0, 100, 50)
+    assert Preprocessing(100, 1.0, "border").seen(200, 100) == (0, -50, 200, 150)

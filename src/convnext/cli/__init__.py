@@ -10,6 +10,7 @@ import tyro
 from convnext.cli.benchmark import benchmark
 from convnext.cli.convert import convert
 from convnext.cli.evaluate import evaluate
+from convnext.cli.explain import explain
 from convnext.cli.models import models
 from convnext.cli.predict import predict
 from convnext.cli.recipes import recipes
@@ -34,6 +35,7 @@ def run(words: Sequence[str]) -> None:
             "recipes": recipes,
             "evaluate": evaluate,
             "predict": predict,
+            "explain": explain,
             "serve": serve,
             "convert": convert,
             "models": models,

@@ -145,6 +145,20 @@ class Preprocessing:
         canvas.paste(picture, (-left, -top))
         return canvas
 
+    def seen(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture of ``width`` x ``height`` that the network sees: what :meth:`cut` leaves of it.
+
+        Returns:
+            Left, top, right and bottom, in the picture's own pixels; beyond its edges where the cut has borders.
+        """
+        resized = self.resized_to(width, height)
+        (left, right), (top, bottom) = (
+            (begin * side / length, (begin + self.image_size) * side / length)
+            for side, length in zip((width, height), resized, strict=True)
+            for begin in (centred(length, self.image_size),)
+        )
+        return left, top, right, bottom
+
     def resized_to(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of a picture after it is resized, before the crop."""
         size = self.resize_size

@@ -1,0 +1,104 @@
+"""`convnext explain`."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from convnext.cli.speech import note, print_json
+from convnext.errors import RunError, UsageError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of one call."""
+
+    run: str
+    others: tuple[str, ...]
+    out: Path | None
+    top: int
+    label: str | None
+    json: bool
+    device: str
+
+
+def explain(
+    run: Positional[str],
+    others: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = (),
+    out: Path | None = None,
+    top: int = 5,
+    label: str | None = None,
+    json: bool = False,
+    device: str = "auto",
+) -> None:
+    """Show what a network looks at in pictures: Grad-CAM and occlusion over each, beside its most probable classes.
+
+    What cannot be read is named at the end, on stderr; the rest is drawn, and the exit status is 1.
+
+    Args:
+        run: a run's folder; a weights file or folder of any layout; VARIANT.TAG for the authors' published weights;
+            or the name of a network, such as roadmap_micro/kernel_7.
+        others: images: files, folders, patterns in quotes, or - for a list on standard input.
+        out: folder for the figures; None for RUN/explain, or runs/explain-NAME where RUN is no run's folder.
+        top: classes to name for each image.
+        label: the class to explain; None for each image's most probable one.
+        json: print one JSON document on stdout.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+    """
+    kinds: dict[str, tuple[bool, Callable[[Asked], None]]] = {}
+    asked = Asked(run, others, out, top, label, json, device)
+    chosen = [(option, show) for option, (wanted, show) in kinds.items() if wanted]
+    if len(chosen) > 1:
+        raise UsageError(
+            f"{' and '.join(option for option, _ in chosen)} are two things to look at: call once for each"
+        )
+    _, show = chosen[0] if chosen else ("", maps)
+    show(asked)
+
+
+def maps(asked: Asked) -> None:
+    """Maps over pictures."""
+    if not asked.others:
+        raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
+    from convnext.console import console_on, images_shown, say_warnings
+    from convnext.deploy.answers import named_images, percent, printable
+    from convnext.deploy.explain.explanations import explain_each, open_explained
+    from convnext.deploy.explain.map_figures import FigureNames, draw_explanation
+    from convnext.deploy.explain.report import default_folder
+    from convnext.deploy.pictures import pillow_warnings
+    from convnext.figures import write_figure
+
+    paths = list(named_images(asked.others, sys.stdin))
+    if not paths:
+        raise UsageError("no images: standard input lists none")
+    classifier = open_explained(asked.run, asked.device)
+    say_warnings(classifier.notes, console_on(sys.stderr))
+    folder, names = asked.out or default_folder(asked.run), FigureNames()
+    entries, unreadable = [], []
+    try:
+        with pillow_warnings(), images_shown(asked.run, len(paths)) as show:
+            for explanation in explain_each(classifier, paths, asked.label, asked.top):
+                figure = None
+                if explanation.error:
+                    unreadable.append(printable(f"{explanation.path}: {explanation.error}"))
+                else:
+                    figure = folder / f"{names.of(explanation.path)}.png"
+                    write_figure(draw_explanation(explanation, asked.run), figure)
+                    if not asked.json:
+                        found = f"{explanation.label} {percent(explanation.probability or 0)}"
+                        print(printable(f"{explanation.path}: {found}: {figure}"))
+                entries.append(explanation.to_dict() | {"figure": None if figure is None else str(figure)})
+                show(len(entries))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Interrupted after {len(entries)} images; their figures are in {folder}") from None
+    if asked.json:
+        print_json(entries)
+    if len(unreadable) < len(entries):
+        note(f"Figures, as .png and .svg: {folder}")
+    say_warnings((f"no figure for {error}" for error in unreadable), console_on(sys.stderr))
+    if unreadable:
+        raise RunError(f"{len(unreadable):,} of {len(entries):,} images could not be read, they are named above")
