@@ -1,9 +1,9 @@
 """Does ``convnext serve`` hold under load, and how fast is it beside ``convnext predict`` on the same files?
 
 A server of a network with random weights, and JPEG photographs of 500 x 375. Round by round, in turns: predict answers
-some thousand of them from files; then 32 clients send as many to the server, one in each request, each the next as soon
-as it has an answer. The clients are one process of their own that does as little as can be; it shares the processor's
-cores with the server all the same, so that what it costs counts against the server.
+a thousand from files; then 32 clients send a quarter of all requests to the server, a photograph in each, and the next
+as soon as they have an answer. The clients are one process of their own that does as little as can be; it shares the
+processor's cores with the server all the same, so that what it costs counts against the server.
 
 Prints errors, rates, the times of an answer and the server's memory; writes ``results/serve-PROCESSOR.csv``. Usage:
 ``python benchmarks/serve.py [--network convnext_atto] [--requests 10000] [--clients 32] [--rounds 4]``.
@@ -27,6 +27,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 PHOTOGRAPHS = 256
+PREDICTED = 1000  # images of predict in a round
 TARGET = 0.9  # of predict's rate
 
 
@@ -136,7 +137,7 @@ def main() -> None:
         run = Path(folder, "run")
         write_run(run, options.network)
         paths = [str(path) for path in make_photographs(Path(folder, "photographs"), PHOTOGRAPHS)]
-        files = list(islice(cycle(paths), each))
+        files = list(islice(cycle(paths), min(each, PREDICTED)))
         with served(run) as (address, process):
             memory.append(megabytes(process, "VmRSS"))
             for _ in range(options.rounds):

@@ -248,12 +248,18 @@ def test_by_the_keyboard_alone(open_page: Any) -> None:
         sight.page.keyboard.press("Enter")
     chosen.value.set_files([{"name": "a.png", "mimeType": "image/png", "buffer": picture("green")}])
     sight.answered("a.png").locator(".heat").wait_for()
-    for label in ("Clear all", "Remove a.png", "Where it looked"):
+    for label in ("Clear all", "Where it looked", "Strength of the map", "Remove a.png"):
         sight.page.keyboard.press("Tab")
         assert sight.focused() == label
+    sight.page.keyboard.press("Shift+Tab")
+    before = sight.page.get_by_role("slider").input_value()
+    sight.page.keyboard.press("ArrowRight")
+    assert int(sight.page.get_by_role("slider").input_value()) == int(before) + 1
+    sight.page.keyboard.press("Shift+Tab")
     sight.page.keyboard.press("Space")
     assert not sight.card("a.png").locator(".heat").is_visible()
-    sight.page.keyboard.press("Shift+Tab")
+    sight.page.keyboard.press("Tab")  # the slider is off as well
+    assert sight.focused() == "Remove a.png"
     sight.page.keyboard.press("Enter")
     assert sight.page.locator(".card").count() == 0
     assert sight.focused() == "Choose pictures"
