@@ -25,9 +25,9 @@ from convnext.training.recipe import Recipe
 CLASSES = tuple(f"class {number}" for number in range(1000))
 
 
-def write_run(folder: Path) -> None:
-    """A run of convnext_tiny on photographs, with the weights that it begins with."""
-    recipe, none = Recipe(data="photographs", model="convnext_tiny"), FileImages((), ())
+def write_run(folder: Path, model: str = "convnext_tiny") -> None:
+    """A run of a network on photographs, with the weights that it begins with."""
+    recipe, none = Recipe(data="photographs", model=model), FileImages((), ())
     run = RunFolder(folder)
     run.begin(recipe, ImageData(recipe.data, CLASSES, none, none))
     run.save_best(build(recipe, len(CLASSES)).state_dict())

@@ -38,7 +38,7 @@ def serve(
         max_wait_ms: milliseconds that an image waits for others to form a batch with.
         max_bytes: of a request's body; more is answered with 413.
         max_pixels: of a picture, width times height; more is answered with 422, before anything is decoded.
-        max_files: of a request; more is answered with 413.
+        max_files: of a request; more are answered with 422.
         queue: images of all requests that are under way; more are answered with 429.
         timeout: seconds for a request; then it is answered with 503.
     """

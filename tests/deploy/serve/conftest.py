@@ -49,6 +49,19 @@ class Gated(Colours):
         return super().forward(images)
 
 
+class Looking(Gated):
+    """Colours, by a convolution, so that it can be said where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(3, 3, 1, bias=False)
+        nn.init.dirac_(convolution.weight)
+        self.stages = nn.Sequential(convolution)
+
+    def forward(self, images: Any) -> Any:
+        return super().forward(self.stages(images))
+
+
 def classifier(model: nn.Module | None = None) -> Classifier:
     """A network that sees colours."""
     preprocessing = Preprocessing(8, 1.0, mean=(0,) * 3, std=(0.1,) * 3)

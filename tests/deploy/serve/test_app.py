@@ -220,7 +220,7 @@ def test_too_many_files(make_service: MakeService) -> None:
     client = Client(make_service(max_files=2))
     assert client.send(picture(), picture()).status_code == 200
     for answer in (client.send(*[picture()] * 3), client.request("POST", "/predict", json=as_json(*[picture()] * 3))):
-        assert answer.status_code == 413
+        assert answer.status_code == 422
         assert answer.json() == {"error": "more than 2 files: send them in several requests"}
     assert client.service.admission.images == 0
 

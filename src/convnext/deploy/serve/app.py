@@ -56,7 +56,7 @@ def create_app(service: Service) -> FastAPI:
         "/predict",
         summary="Say what pictures show",
         description="The answer is a list with an entry for each file, in their order. It is 200 where at least one "
-        "could be read; the others have their `error`.",
+        "could be read; the others have their error.",
         response_model=list[schemas.Answer],
         responses=schemas.responses(400, 408, 413, 415, 422, 429, 500, 503),
         openapi_extra={"requestBody": schemas.request_body(limits)},
@@ -66,6 +66,9 @@ def create_app(service: Service) -> FastAPI:
         top: Annotated[
             int, Query(ge=1, description="Classes to name for each picture; all, where there are fewer.")
         ] = service.top,
+        with_map: Annotated[
+            bool, Query(alias="map", description="Say where in the picture the network looked as well (Grad-CAM).")
+        ] = False,
     ) -> Response:
         end = asyncio.get_running_loop().time() + limits.timeout
         body = Body(request, limits)
@@ -74,7 +77,7 @@ def create_app(service: Service) -> FastAPI:
                 with metrics.timed("receive"):
                     uploads = await body.uploads(held)
                 left = end - asyncio.get_running_loop().time()
-                answers = await service.answers(uploads, top, left, is_gone(request))
+                answers = await service.answers(uploads, top, with_map, left, is_gone(request))
         except Refused as refused:
             if not body.is_complete:
                 await body.linger()
@@ -98,6 +101,7 @@ def create_app(service: Service) -> FastAPI:
                 "classes": service.classifier.classes,
                 "image_size": service.classifier.preprocessing.image_size,
                 "top": service.top,
+                "maps": service.maps.unavailable is None,
                 "formats": shown_formats(),
                 "limits": vars(limits),
             }

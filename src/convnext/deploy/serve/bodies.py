@@ -24,7 +24,7 @@ class JsonImage(BaseModel):
     model_config = ConfigDict(title="Image")
 
     data: str = Field(description="The content of an image file, in base64.", json_schema_extra={"format": "byte"})
-    name: str | None = Field(None, description="What to call it; it comes back as `path`.")
+    name: str | None = Field(None, description="What to call it; it comes back as path.")
 
 
 class JsonBody(BaseModel):
@@ -46,8 +46,8 @@ class Body:
         """The pictures in it.
 
         Raises:
-            Refused: 400, it is malformed; 408, it takes too long; 413, it is too large or has too many files; 415, it
-                is of another kind; 422, it has no pictures; 429, there is no room for it.
+            Refused: 400, it is malformed; 408, it takes too long; 413, it is too large; 415, it is of another kind;
+                422, it has no pictures or too many; 429, there is no room for it.
         """
         header = self.request.headers.get
         kind, options = parse_options_header(header("content-type"))

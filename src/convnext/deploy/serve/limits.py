@@ -150,11 +150,11 @@ class Held:
         """Count a file.
 
         Raises:
-            Refused: 413, too many of them; 429, there is no room for one more.
+            Refused: 422, too many of them; 429, there is no room for one more.
         """
         self.files += 1
         if self.files > self.limits.max_files:
-            raise Refused(413, f"more than {self.limits.max_files} files: send them in several requests")
+            raise Refused(422, f"more than {self.limits.max_files} files: send them in several requests")
         if self.files > self.images:
             self.reserve()
 

@@ -66,7 +66,7 @@ class Parts:
         """Take the next piece.
 
         Raises:
-            Refused: 400, it is no multipart body; 413 or 429, it has too many parts.
+            Refused: 400, it is no multipart body; 422 or 429, it has too many parts.
         """
         try:
             self.parser.write(piece)

@@ -17,14 +17,29 @@ class Class(BaseModel):
     probability: float = Field(ge=0, le=1)
 
 
+class Map(BaseModel):
+    """Where the network looked: Grad-CAM of the most probable class."""
+
+    png: str = Field(description="A small grey PNG in base64, to be stretched over the box.")
+    box: list[float] = Field(
+        min_length=4,
+        max_length=4,
+        description="The part of the picture that the network sees: left, top, right, bottom in pixels. It reaches "
+        "beyond the picture where that is put into a frame.",
+    )
+    size: list[int] = Field(min_length=2, max_length=2, description="Width and height of the upright picture.")
+
+
 class Answer(BaseModel):
-    """What is said of one picture, as by `convnext predict --json`."""
+    """What is said of one picture, as by convnext predict --json."""
 
     path: str | None = Field(description="The file name as it was given; null where there was none.")
     label: str | None = Field(description="The most probable class; null where the picture could not be read.")
     probability: float | None = Field(ge=0, le=1, description="Of that class.")
     top: list[Class] = Field(description="The most probable classes, the first first.")
     error: str | None = Field(description="Why the picture could not be read; null where it was.")
+    map: Map | None = Field(None, description="With map=true; null where there is none.")
+    map_error: str | None = Field(None, description="With map=true: why there is no map; null where there is.")
 
 
 class Error(BaseModel):
@@ -49,6 +64,7 @@ class Model(BaseModel):
     classes: list[str]
     image_size: int = Field(description="Pixels a side of what the network sees.")
     top: int = Field(description="Classes that are named where a request does not say how many.")
+    maps: bool = Field(description="Whether there are maps of this network.")
     formats: list[str] = Field(description="Kinds of image files that are taken.")
     limits: dict[str, float] = Field(description="As on the command line.")
 
@@ -56,9 +72,9 @@ class Model(BaseModel):
 ERRORS = {
     400: "The body is malformed, or ended too early.",
     408: "The body took too long to come.",
-    413: "The body has too many bytes, or too many files.",
+    413: "The body has too many bytes.",
     415: "The body, its encoding or every file in it is of a kind that is not taken.",
-    422: "A parameter is out of range, there is no file, or no file could be read.",
+    422: "A parameter is out of range, there are no files or too many, or none could be read.",
     429: "The queue is full: try again after the seconds that Retry-After names.",
     500: "The network failed.",
     503: "No answer in time: try again after the seconds that Retry-After names.",

@@ -12,9 +12,10 @@ from torch import Tensor
 from convnext.deploy.classifier import THREADS, Candidate, Classifier, Prediction
 from convnext.deploy.serve.batcher import Batcher
 from convnext.deploy.serve.limits import Admission, Limits, Refused
+from convnext.deploy.serve.maps import Maps
 from convnext.deploy.serve.metrics import Metrics
 from convnext.deploy.serve.uploads import Decoded, Upload
-from convnext.errors import UsageError
+from convnext.errors import ConvNeXtError, UsageError
 from convnext.speed.job import for_serving
 
 HUNG_UP = 499  # what nginx calls it; nobody sees it but the metrics
@@ -79,6 +80,7 @@ class Service:
         self.admission = Admission(limits, lambda: self.metrics.pace)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convnext-decode")
         self.batcher = Batcher(self.candidates, limits.max_batch, limits.max_wait_ms / 1000, self.metrics.batch_done)
+        self.maps = Maps(classifier, self.metrics)
         self.metrics.gauge("convnext_under_way_images", "Images under way.", lambda: self.admission.images)
         self.metrics.gauge("convnext_queue_images", "Images that wait for the network.", lambda: len(self.batcher))
 
@@ -86,11 +88,12 @@ class Service:
         """Finish what is under way, and end all threads."""
         self.pool.shutdown(cancel_futures=True)
         self.batcher.close()
+        self.maps.batcher.close()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the network's thread runs."""
-        return self.batcher.thread.is_alive()
+        """Whether the network's threads run."""
+        return self.batcher.thread.is_alive() and self.maps.batcher.thread.is_alive()
 
     def candidates(self, batch: list[Wanted]) -> list[tuple[Candidate, ...]]:
         """The most probable classes of the images of a batch, as many as each wants."""
@@ -98,12 +101,15 @@ class Service:
         found = self.classifier.probabilities(self.network, images, max(wanted.top for wanted in batch))
         return [candidates[: wanted.top] for candidates, wanted in zip(found, batch, strict=True)]
 
-    async def answers(self, uploads: list[Upload], top: int, seconds: float, gone: Awaitable[Any]) -> list[Answer]:
+    async def answers(
+        self, uploads: list[Upload], top: int, with_map: bool, seconds: float, gone: Awaitable[Any]
+    ) -> list[Answer]:
         """An answer for each picture, in their order.
 
         Args:
             uploads: the pictures.
             top: classes to name for each; all there are, where there are fewer.
+            with_map: say where the network looked as well.
             seconds: that there are.
             gone: ends once nobody waits for the answers any more.
 
@@ -111,7 +117,7 @@ class Service:
             Refused: 503, they were not ready in time; 499, nobody waits any more.
             ConvNeXtError: the network failed.
         """
-        one_by_one = [self.answer(upload, min(top, len(self.classifier.classes))) for upload in uploads]
+        one_by_one = [self.answer(upload, min(top, len(self.classifier.classes)), with_map) for upload in uploads]
         working, leaving = asyncio.ensure_future(all_of(one_by_one)), asyncio.ensure_future(gone)
         try:
             await asyncio.wait((working, leaving), timeout=max(0, seconds), return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +132,7 @@ class Service:
             working.cancel()
             leaving.cancel()
 
-    async def answer(self, upload: Upload, top: int) -> Answer:
+    async def answer(self, upload: Upload, top: int, with_map: bool) -> Answer:
         """The answer for one picture."""
         try:
             with self.metrics.timed("decode"):
@@ -137,7 +143,18 @@ class Service:
             return Answer(prediction.to_dict(), refused.status)
         candidates = await asyncio.wrap_future(self.batcher.submit(Wanted(decoded.image, top)))
         self.metrics.answered.inc()
-        return Answer(Prediction(upload.name, *candidates[0], candidates).to_dict())
+        entry = Prediction(upload.name, *candidates[0], candidates).to_dict()
+        return Answer(entry | await self.map(decoded) if with_map else entry)
+
+    async def map(self, decoded: Decoded) -> dict[str, Any]:
+        """Where the network looked in a picture, or why that cannot be said."""
+        if self.maps.unavailable is not None:
+            return {"map": None, "map_error": self.maps.unavailable}
+        try:
+            content = await asyncio.wrap_future(self.maps.batcher.submit(decoded.image))
+        except ConvNeXtError as error:  # the answer itself stands
+            return {"map": None, "map_error": str(error)}
+        return {"map": self.maps.entry(decoded, content), "map_error": None}
 
     async def decoded(self, upload: Upload) -> Decoded:
         """A picture as the network sees it."""

@@ -118,12 +118,14 @@ find("#clear").addEventListener("click", () => {
 function count() {
   const number = cards.childElementCount;
   find("#tools").hidden = number === 0;
+  drop.classList.toggle("small", number > 0);
   find("#count").textContent = number === 1 ? "1 picture" : `${number} pictures`;
 }
 
 function show(card, part) {
   for (const name of ["waiting", "failure", "classes"]) find(`.${name}`, card.element).hidden = name !== part;
   card.element.setAttribute("aria-busy", part === "waiting");
+  card.element.classList.toggle("failed", part === "failure");
 }
 
 // Questions to the server.
