@@ -95,7 +95,13 @@ def test_aoti(name: str, tmp_path: Path) -> None:
     assert said["instructions"] == torch.backends.cpu.get_cpu_capability()
 
 
-@pytest.mark.parametrize("name", ["resnet", *list(small_variants())[:2]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ConvNeXt {}",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet", "IsotropicConvNeXt {}", "gelu")),
+    ],
+)
 def test_any_size_and_number_in_a_program(name: str, tmp_path: Path) -> None:
     model, exported = written(name, "torch", tmp_path / "a.pt2", size=None)
     assert_same(model, exported, (2, 3, 64, 64), (1, 3, 32, 32), (5, 3, 96, 50))
@@ -167,12 +173,15 @@ def test_weights_too_large_for_one_file_lie_beside_it(
         convnext.load(tmp_path / "a.onnx")
 
 
-def test_a_full_disk_leaves_nothing(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "format", ["torch", pytest.param("onnx", marks=pytest.mark.slow), pytest.param("openvino", marks=pytest.mark.slow)]
+)
+def test_a_full_disk_leaves_nothing(format: str, run: Path, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(RunError, match=r"disk is full|could not be written as torch .*no file is left"):
-            convnext.export(run, "torch", out=tmp_path / "a.pt2")
+        with pytest.raises(RunError, match=r"disk is full|could not be written as openvino .*no file is left"):
+            convnext.export(run, format, out=tmp_path / f"a{FORMATS[format].suffix}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

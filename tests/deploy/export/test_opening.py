@@ -44,17 +44,17 @@ def test_a_file_for_a_fixed_number_takes_any(run: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_in_probabilities_out(run: Path, tmp_path: Path) -> None:
-    exported, model = with_batch(run, tmp_path / "model.pt2", with_preprocessing=True, size="dynamic")
+    exported, model = with_batch(run, tmp_path / "model.pt2", with_preprocessing=True, size=48)
     program = torch.export.load(tmp_path / "model.pt2").module()
-    pictures = torch.randint(256, (2, 40, 48, 3), dtype=torch.uint8)
+    pictures = torch.randint(256, (2, 48, 48, 3), dtype=torch.uint8)
     normalize = convnext.load(run).preprocessing.normalize
     with torch.inference_mode():
         expected = model(torch.stack([normalize(picture) for picture in pictures])).softmax(1)
         torch.testing.assert_close(program(pictures), expected, rtol=1e-4, atol=1e-5)
-        x = prepared(run, 3)  # which the package gives it as it gives them to any network
+        x = torch.stack([normalize(picture) for picture in pictures])  # as the package gives them to any network
         torch.testing.assert_close(exported(x).softmax(1), model(x).softmax(1), rtol=1e-4, atol=1e-5)
-        with pytest.raises(UsageError, match=r"takes images \(N, 3, H, W from 32 on\), \(1, 3, 16, 16\) arrived"):
-            exported(torch.zeros(1, 3, 16, 16))
+        with pytest.raises(UsageError, match=r"takes images \(N, 3, 48, 48\), \(1, 3, 32, 32\) arrived"):
+            exported(torch.zeros(1, 3, 32, 32))
 
 
 def test_grey_is_pillows_to_the_bit() -> None:

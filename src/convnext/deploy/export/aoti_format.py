@@ -1,5 +1,6 @@
 """A package of AOTInductor: the network compiled to machine code; it starts without compiling."""
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -11,10 +12,9 @@ from torch import Tensor
 from convnext.deploy.export.extras import hushed, needed
 from convnext.deploy.export.graph import graph_of, input_of, program_of
 from convnext.deploy.export.order import Loaded, Order, Written
-from convnext.deploy.export.pt2 import CARD, read_extra
+from convnext.deploy.export.pt2 import CARD, read_extra, write_bytes
 from convnext.environment import vector_instructions
 from convnext.errors import RunError, UsageError, reason
-from convnext.files import writing
 
 INT8_EXTRA = "torchao"
 BATCH = 8
@@ -36,17 +36,19 @@ def write(order: Order) -> Written:
     instructions = vector_instructions()
     # Freezing lays weights out for the processor, and gives int8 its products.
     options = {"aot_inductor.package_constants_in_so": True, "freezing": True}
-    with writing(order.path, 0), hushed():
+    whole = io.BytesIO()  # torch, writing to a disk that is full, ends the process
+    with hushed():
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(order.path), inductor_configs=options)
+            torch._inductor.aoti_compile_and_package(program, package_path=whole, inductor_configs=options)
         except Exception as error:  # a compiler may fail in any way
             if "compiler" in str(error).lower():
                 raise UsageError(f"format aoti needs a C++ compiler, such as g++: {reason(error)}") from error
             raise
-        document = json.dumps(order.card.to_metadata() | {INSTRUCTIONS: instructions})
-        with zipfile.ZipFile(order.path, "a") as archive:  # where torch.export keeps what is beside a program
-            root = archive.namelist()[0].partition("/")[0]
-            archive.writestr(f"{root}/extra/{CARD}", document)
+    document = json.dumps(order.card.to_metadata() | {INSTRUCTIONS: instructions})
+    with zipfile.ZipFile(whole, "a") as archive:  # where torch.export keeps what is beside a program
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/extra/{CARD}", document)
+    write_bytes(order.path, whole)
     note = f"its machine code is for {instructions} and torch {torch.__version__}: it opens on such machines alone"
     return Written([order.path], (note,))
 

@@ -1,8 +1,11 @@
-"""What a ``.pt2`` file says of itself, read as data: nothing in it is run."""
+"""``.pt2`` files as archives: written whole, and what they say of themselves, read without running anything."""
 
+import io
 import json
 import zipfile
 from pathlib import Path
+
+from convnext.files import writing
 
 CARD = "convnext.json"  # among a file's extra files
 LARGEST_CARD = 50_000_000  # bytes
@@ -30,3 +33,14 @@ def is_package(path: Path) -> bool:
     """Whether a ``.pt2`` file is a package of AOTInductor, with machine code, not a program."""
     with zipfile.ZipFile(path) as archive:
         return any("/data/aotinductor/" in name for name in archive.namelist())
+
+
+def write_bytes(path: Path, whole: io.BytesIO) -> None:
+    """Write a file.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    content = whole.getbuffer()
+    with writing(path, len(content)):
+        path.write_bytes(content)

@@ -1,5 +1,6 @@
 """A program of ``torch.export``: opened by torch, on any machine that has it."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,8 +10,7 @@ from torch import Tensor
 from convnext.deploy.export.extras import hushed
 from convnext.deploy.export.graph import graph_of, program_of
 from convnext.deploy.export.order import Loaded, Order, Written
-from convnext.deploy.export.pt2 import CARD, read_extra
-from convnext.files import writing
+from convnext.deploy.export.pt2 import CARD, read_extra, write_bytes
 
 
 def write(order: Order) -> Written:
@@ -18,8 +18,9 @@ def write(order: Order) -> Written:
     dtype = torch.bfloat16 if order.card.precision == "bf16" else torch.float32
     program = program_of(graph_of(order.model, order.card, dtype), order.card)
     document = json.dumps(order.card.to_metadata())
-    with writing(order.path, sum(tensor.nbytes for tensor in program.state_dict.values())):
-        torch.export.save(program, order.path, extra_files={CARD: document})
+    whole = io.BytesIO()  # torch, writing to a disk that is full, ends the process
+    torch.export.save(program, whole, extra_files={CARD: document})
+    write_bytes(order.path, whole)
     return Written([order.path])
 
 
