@@ -20,6 +20,7 @@ def benchmark(
     rounds: int = 10,
     seconds: float = 60,
     compile: bool = True,
+    trust: bool = False,
     json: bool = False,
 ) -> None:
     """Measure how fast networks run on this machine, in every setting, against other libraries' and the machine's own
@@ -29,7 +30,8 @@ def benchmark(
     what matrix products alone would allow; peak memory is the process's (a GPU's: what torch allocates on it).
 
     Args:
-        models: names of `convnext models`, references such as torchvision/resnet50, runs or weights files.
+        models: names of `convnext models`, references such as torchvision/resnet50, runs, weights files or exported
+            files.
         against: libraries whose same network to measure as well, separated by commas: timm,torchvision,transformers.
         mode: inference, training (forward, backward, AdamW), or inference,training.
         batch: images at a time; several, separated by commas, show how speed and memory grow.
@@ -40,6 +42,7 @@ def benchmark(
         rounds: turns of each row, at most.
         seconds: begin no further round later than this; for each mode, batch and precision.
         compile: try torch.compile as well, which takes up to a minute for each network, library and precision.
+        trust: open a .pt2 file that was not exported here as well, though it can run any code.
         json: print the figures as one JSON document on stdout.
     """
     from convnext.console import console_on, say
@@ -49,7 +52,7 @@ def benchmark(
     from convnext.speed.table import tables
 
     plan = make_plan(
-        [measured_network(name) for name in dict.fromkeys(models)],
+        [measured_network(name, trust) for name in dict.fromkeys(models)],
         against=names(against),
         modes=names(mode),
         precisions=[] if precision == "auto" else names(precision),

@@ -101,9 +101,9 @@ def evaluate(
     with joined(device) as processes:
         trained = open_trained(name, trust)
         torch_device = choose_device(trained.device_name(device), processes.local_rank)
-        autocast = autocast_for(precision, torch_device)
         if trained.runtime and precision not in ("auto", "fp32"):
             raise UsageError(f"{name} is exported with a precision of its own: leave out --precision {precision}")
+        autocast = autocast_for(precision, torch_device)
         if not trained.classes:
             raise UsageError(
                 f"{name} has no classifier: train one on its features (convnext train FOLDER --weights FILE)"

@@ -16,7 +16,7 @@ class Case:
         name: the network, as the user named it.
         library: where the network comes from; CEILING for matrix products in its place.
         mode: inference or training.
-        precision: fp32 or bf16; in training the latter is autocast.
+        precision: fp32 or bf16; in training the latter is autocast. Of an exported file what it is in, such as int8.
         batch: images at a time.
         setting: a name of :data:`convnext.speed.settings.SETTINGS`.
         image_size: pixels a side.

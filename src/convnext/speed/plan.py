@@ -21,6 +21,23 @@ DEFAULT_IMAGE_SIZE = 224
 
 
 @dataclass(frozen=True)
+class Exported:
+    """What an exported file says of itself, in which nothing can be counted.
+
+    Attributes:
+        precision: fp32, bf16 or int8.
+        macs: multiply-accumulates of an image of the size that it is made for.
+        channels: of its images.
+        any_size: whether it takes images of other sizes too.
+    """
+
+    precision: str
+    macs: int
+    channels: int
+    any_size: bool
+
+
+@dataclass(frozen=True)
 class Network:
     """What is measured.
 
@@ -28,11 +45,13 @@ class Network:
         name: of a network that this package can build, or what an opened one is called.
         model: the opened one; None for one to be built by its name, with random weights.
         image_size: pixels a side that it is made for.
+        exported: what is known of an exported file; None for a network of torch.
     """
 
     name: str
     model: nn.Module | None = None
     image_size: int = DEFAULT_IMAGE_SIZE
+    exported: Exported | None = None
 
 
 @dataclass(frozen=True)
@@ -113,15 +132,24 @@ def make_plan(
     macs, notes, libraries, sizes = {}, [], {}, {}
     for network in networks:
         sizes[network.name] = size = network.image_size if image_size is None else image_size
-        model = network.model or meta_model(network.name, size)
-        macs[network.name] = count(network.name, model, size)
+        if network.exported:
+            macs[network.name] = macs_of_file(network, network.exported, size, modes, used)
+        else:
+            macs[network.name] = count(network.name, network.model or meta_model(network.name, size), size)
         own = library_of(network.name) if network.model is None else OURS
         libraries[network.name] = [own, *peers_of(network, own, against, notes)]
-    channels = {network.name: image_channels(network.model) if network.model else 3 for network in networks}
+    channels = {network.name: channels_of(network) for network in networks}
+    files = {network.name: network.exported.precision for network in networks if network.exported}
     groups = []
     for mode, batch, precision in product(dict.fromkeys(modes), dict.fromkeys(batches), columns):
         group = [Case("matrix products", CEILING, mode, precision, batch, "eager", device=str(used))]  # pyright: ignore
         for name, library in [(network, library) for network in libraries for library in libraries[network]]:
+            own = files.get(name)  # the precision of a file, which is measured once
+            if own and precision == columns[0]:
+                row = name, library, mode, own, batch, "exported", sizes[name], channels[name], str(used)
+                group.append(Case(*row))  # pyright: ignore
+            if own:
+                continue
             group += [
                 Case(name, library, mode, precision, batch, setting, sizes[name], channels[name], str(used))  # pyright: ignore
                 for setting in settings_for(library, mode, compiled)  # pyright: ignore
@@ -169,6 +197,30 @@ def count(name: str, model: nn.Module, image_size: int) -> int:
         raise UsageError(f"{name}: {error}") from error
     except (RuntimeError, AssertionError, ValueError) as error:  # libraries differ in how they refuse
         raise UsageError(f"{name} does not take images of {image_size} px ({reason(error)})") from error
+
+
+def macs_of_file(
+    network: Network, exported: Exported, image_size: int, modes: Sequence[str], device: torch.device
+) -> int:
+    """Multiply-accumulates of one image, by what an exported file says.
+
+    Raises:
+        UsageError: it does not train, not take images of this size, or not run on the device.
+    """
+    if device.type != "cpu":
+        raise UsageError(f"{network.name} is an exported file, which runs on the processor here: take --device cpu")
+    if "training" in modes:
+        raise UsageError(f"{network.name} is an exported file, which only infers: leave out --mode training")
+    if image_size != network.image_size and not exported.any_size:
+        raise UsageError(f"{network.name} takes images of {network.image_size} px alone: leave out --image-size")
+    return round(exported.macs * (image_size / network.image_size) ** 2)
+
+
+def channels_of(network: Network) -> int:
+    """Channels of a network's images."""
+    if network.exported:
+        return network.exported.channels
+    return image_channels(network.model) if network.model else 3
 
 
 def peers_of(network: Network, own: str, against: Iterable[str], notes: list[str]) -> list[str]:

@@ -50,8 +50,14 @@ def optimized(model: nn.Module, images: Tensor, precision: Precision) -> Call:
     return partial(optimize(model, images, precision), images)
 
 
+def as_it_is(model: nn.Module, images: Tensor, precision: Precision) -> Call:  # noqa: ARG001
+    """An exported file, whose precision and layout are its own."""
+    return torch.inference_mode()(partial(model, images))
+
+
 OURS_ALONE = {"optimized": Setting(kernels=True, prepare=optimized)}  # ways to inference beside the plain ones
-SETTINGS = PLAIN | KERNELS | OURS_ALONE
+EXPORTED = {"exported": Setting(channels_last=False, prepare=as_it_is)}  # the one way to run an exported file
+SETTINGS = PLAIN | KERNELS | OURS_ALONE | EXPORTED
 
 
 def settings_for(library: str, mode: Mode, compiled: bool) -> list[str]:

@@ -46,7 +46,7 @@ def onnx(run: Path) -> convnext.Exported:
 
 
 @pytest.fixture(scope="session")
-def program(run: Path, cache: Path) -> convnext.Exported:
+def program(run: Path) -> convnext.Exported:
     """The run as a program of torch."""
     return convnext.export(run, "torch")
 
@@ -58,3 +58,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+def prepared(run: Path, count: int) -> torch.Tensor:
+    """Digits as the run sees them, (count, 3, 32, 32)."""
+    held_out = load_data("digits").val
+    preprocessing = convnext.load(run).preprocessing
+    return torch.stack([preprocessing(held_out.read(index)[0]) for index in range(count)])

@@ -13,15 +13,9 @@ from convnext.cli import main
 from convnext.data import load_data
 from convnext.deploy.export import export as exporting
 from convnext.errors import RunError, UsageError
+from tests.deploy.export.conftest import prepared
 
 Capture = pytest.CaptureFixture[str]
-
-
-def prepared(run: Path, count: int) -> torch.Tensor:
-    """Digits as the run sees them, (count, 3, 32, 32)."""
-    held_out = load_data("digits").val
-    preprocessing = convnext.load(run).preprocessing
-    return torch.stack([preprocessing(held_out.read(index)[0]) for index in range(count)])
 
 
 def test_a_newcomer_opens_the_onnx_file_with_its_runtime_alone(run: Path, onnx: convnext.Exported) -> None:
@@ -84,10 +78,10 @@ def test_a_file_that_differs_is_not_left_and_the_old_one_stays(
 ) -> None:
     out = tmp_path / "model.pt2"
     out.write_bytes(b"the old one")
-    graph_of = exporting.open_exported
+    opened_as_it_is = exporting.open_exported
 
     def wrong(path: Path, trust: bool = False) -> Any:
-        opened = graph_of(path, trust)
+        opened: Any = opened_as_it_is(path, trust)
         call = opened.model.call
         opened.model.call = lambda x: call(x) * 1.01
         return opened

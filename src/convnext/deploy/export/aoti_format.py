@@ -1,19 +1,24 @@
 """A package of AOTInductor: the network compiled to machine code; it starts without compiling."""
 
+import io
 import json
-import warnings
 import zipfile
 from pathlib import Path
 
+import torch
+import torch._inductor
 from torch import Tensor
 
-from convnext.deploy.export.graph import graph_of, program_of
+from convnext.deploy.export.extras import hushed, needed
+from convnext.deploy.export.graph import graph_of, input_of, program_of
 from convnext.deploy.export.order import Loaded, Order, Written
-from convnext.deploy.export.torch_format import CARD, read_extra
+from convnext.deploy.export.pt2 import CARD, read_extra, write_bytes
 from convnext.environment import vector_instructions
 from convnext.errors import RunError, UsageError, reason
-from convnext.files import writing
 
+INT8_EXTRA = "torchao"
+BATCH = 8
+FP32 = ("stem", "head", *(f"downsample_layers.{i}" for i in range(4)))  # little work, and costs accuracy
 INSTRUCTIONS = "instructions"  # the entry that says what the machine code needs of a processor
 LEVELS = ("DEFAULT", "AVX2", "AVX512")  # of x86, each of which has those before
 
@@ -24,26 +29,49 @@ def write(order: Order) -> Written:
     Raises:
         UsageError: there is no compiler.
     """
-    import torch._inductor
-
     dtype = torch.bfloat16 if order.card.precision == "bf16" else torch.float32
     program = program_of(graph_of(order.model, order.card, dtype), order.card)
+    if order.calibration is not None:
+        program = quantized(program, order)
     instructions = vector_instructions()
-    options = {"aot_inductor.package_constants_in_so": True}
-    with writing(order.path, 0), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    # Freezing lays weights out for the processor, and gives int8 its products.
+    options = {"aot_inductor.package_constants_in_so": True, "freezing": True}
+    whole = io.BytesIO()  # torch, writing to a disk that is full, ends the process
+    with hushed():
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(order.path), inductor_configs=options)
+            torch._inductor.aoti_compile_and_package(program, package_path=whole, inductor_configs=options)
         except Exception as error:  # a compiler may fail in any way
             if "compiler" in str(error).lower():
                 raise UsageError(f"format aoti needs a C++ compiler, such as g++: {reason(error)}") from error
             raise
-        document = json.dumps(order.card.to_metadata() | {INSTRUCTIONS: instructions})
-        with zipfile.ZipFile(order.path, "a") as archive:  # where torch.export keeps what is beside a program
-            root = archive.namelist()[0].partition("/")[0]
-            archive.writestr(f"{root}/extra/{CARD}", document)
+    document = json.dumps(order.card.to_metadata() | {INSTRUCTIONS: instructions})
+    with zipfile.ZipFile(whole, "a") as archive:  # where torch.export keeps what is beside a program
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/extra/{CARD}", document)
+    write_bytes(order.path, whole)
     note = f"its machine code is for {instructions} and torch {torch.__version__}: it opens on such machines alone"
     return Written([order.path], (note,))
+
+
+def quantized(program: torch.export.ExportedProgram, order: Order) -> torch.export.ExportedProgram:
+    """A program in int8, by torchao's quantiser for x86; stem, downsampling layers and classifier stay fp32."""
+    assert order.calibration is not None
+    with hushed(), torch.no_grad():
+        pt2e = needed("torchao.quantization.pt2e", INT8_EXTRA)
+        steps = needed("torchao.quantization.pt2e.quantize_pt2e", INT8_EXTRA)
+        x86 = needed("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer", INT8_EXTRA)
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+        network = "inner.network" if order.card.with_preprocessing else "network"
+        for name in FP32:
+            quantizer.set_module_name_qconfig(f"{network}.{name}", None)
+        observed = steps.prepare_pt2e(program.module(), quantizer)
+        for batch in input_of(order.calibration, order.card).split(order.card.batch or BATCH):
+            if len(batch) == (order.card.batch or len(batch)):
+                observed(batch)
+        converted = steps.convert_pt2e(observed)
+        pt2e.move_exported_model_to_eval(converted)
+    return program_of(converted, order.card)
 
 
 def load(path: Path) -> Loaded:
@@ -52,8 +80,6 @@ def load(path: Path) -> Loaded:
     Raises:
         RunError: it is for a processor with instructions that this one has not.
     """
-    import torch._inductor
-
     metadata = read_extra(path)
     needs, has = metadata.get(INSTRUCTIONS, LEVELS[0]), vector_instructions()
     if needs != has and not (needs in LEVELS and has in LEVELS and LEVELS.index(needs) <= LEVELS.index(has)):

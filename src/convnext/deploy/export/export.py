@@ -103,7 +103,7 @@ def export(
     """
     start = time.perf_counter()
     kind = format_named(format, precision)
-    kind.check()
+    kind.check(precision)
     count, side = batch_of(batch), size_of(size)
     folder = None if images is None else Path(images)
     trained = open_trained(run)

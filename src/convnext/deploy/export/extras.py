@@ -1,9 +1,27 @@
-"""The packages that a format needs, which an installation of this one need not have."""
+"""The packages that a format needs, which an installation of this one need not have; and their remarks, kept back."""
 
+import contextlib
 import importlib
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from convnext.errors import UsageError
+
+TALKATIVE = (
+    "torch.onnx",
+    "torch.utils.cpp_extension",
+    "torch.export",
+    "nncf",
+    "openvino",
+    "onnxruntime",
+    "onnxslim",
+    "",
+)
 
 
 def needed(package: str, extra: str) -> Any:
@@ -15,6 +33,39 @@ def needed(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UsageError(
-            f"{error.name or package} is not installed, which this format needs: pip install 'convnext[{extra}]'"
-        ) from error
+        raise missing(error.name or package, extra) from error
+
+
+def check_installed(package: str, extra: str) -> None:
+    """Refuse to begin without a package of an extra; it is not imported yet.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # a module without a specification
+        found = None
+    if found is None:
+        raise missing(package, extra)
+
+
+def missing(package: str, extra: str) -> UsageError:
+    """The error for a package that is not installed."""
+    return UsageError(f"{package} is not installed, which this format needs: pip install 'convnext[{extra}]'")
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keep libraries' remarks and progress, which are about themselves, from the user; stdout is for results."""
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,7 +5,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor, nn
 
 from convnext.data.preprocessing import Preprocessing
@@ -115,6 +114,8 @@ def program_of(graph: nn.Module, card: Card) -> torch.export.ExportedProgram:
 @contextmanager
 def any_size() -> Iterator[None]:
     """Let the exporter take no size for another than one: it would else refuse the smallest maps, of one position."""
+    from torch.fx.experimental import _config as symbolic_shapes  # which takes its time
+
     with symbolic_shapes.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
         yield
 

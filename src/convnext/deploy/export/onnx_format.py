@@ -1,23 +1,19 @@
 """ONNX: written by torch's exporter, slimmed, opened by ONNX Runtime."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convnext.deploy.export.extras import needed
+from convnext.deploy.export.extras import hushed, needed
 from convnext.deploy.export.graph import graph_of, program_of
 from convnext.deploy.export.onnx_int8 import quantize
 from convnext.deploy.export.order import Loaded, Order, Written
 from convnext.files import writing
 
 EXTRA = "onnx"
-PACKAGES = ("onnx", "onnxscript", "onnxslim", "onnxruntime")
 OPSET = 20  # the first with GELU; what later ones have, these networks do not use, and fewer runtimes know
 LARGEST = 2_000_000_000  # bytes of weights in one file: protobuf takes 2^31 in all
 DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(float16)": "float16"}
@@ -30,7 +26,7 @@ def write(order: Order) -> Written:
     program = program_of(graph_of(order.model, card), card)
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     large = size > LARGEST
-    with quiet():
+    with hushed():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -96,20 +92,6 @@ def halve(model: Any, ir: Any) -> None:
         value.replace_all_uses_with(cast.outputs[0])
         model.graph.initializers.add(stored)
         model.graph.insert_before(model.graph[0], cast)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own versions from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def load(path: Path) -> Loaded:

@@ -5,13 +5,9 @@ and downsampling convolutions, norms and the classifier stay fp32: a thousandth 
 that costs accuracy.
 """
 
-import contextlib
-import logging
-import os
-from pathlib import Path
 from typing import Any
 
-from convnext.deploy.export.extras import needed
+from convnext.deploy.export.extras import hushed, needed
 from convnext.deploy.export.graph import input_of
 from convnext.deploy.export.order import Order
 
@@ -72,16 +68,3 @@ def is_quantized(node: Any) -> bool:
         return False
     inputs, kernel = weight.shape[1], weight.shape[2]
     return inputs > 3 and kernel != 2
-
-
-@contextlib.contextmanager
-def hushed() -> Any:
-    """Keep the quantiser's advice from the user."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -12,8 +12,8 @@ from convnext.data.preprocessing import EVAL_CROP, MEAN, STD, Preprocessing
 from convnext.deploy.export.card import Card, read_card
 from convnext.deploy.export.formats import AOTI, FORMATS, SUFFIXES, TORCH, Format
 from convnext.deploy.export.order import Loaded
+from convnext.deploy.export.pt2 import is_package
 from convnext.deploy.export.runtime import RuntimeNetwork
-from convnext.deploy.export.torch_format import is_package
 from convnext.deploy.export.trust import check_trust
 from convnext.deploy.trained import Trained
 from convnext.errors import ConvNeXtError, RunError, UsageError, reason

@@ -1,6 +1,5 @@
 """OpenVINO's intermediate representation: ``NAME.xml``, the graph, and ``NAME.bin``, its weights."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.deploy.export.extras import needed
-from convnext.deploy.export.graph import graph_of, program_of
+from convnext.deploy.export.extras import hushed, needed
+from convnext.deploy.export.graph import graph_of, input_of, program_of
 from convnext.deploy.export.order import Loaded, Order, Written
 from convnext.files import writing
 
 EXTRA = "openvino"
-PACKAGES = ("openvino",)
 SECTION = "convnext"  # of rt_info
+BATCH = 8
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 def write(order: Order) -> Written:
@@ -23,16 +23,49 @@ def write(order: Order) -> Written:
     ov = needed("openvino", EXTRA)
     card, path = order.card, order.path
     program = program_of(graph_of(order.model, card), card)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with hushed():
         model = ov.convert_model(program)
     model.inputs[0].set_names({card.input_name})
     model.outputs[0].set_names({card.output_name})
+    notes: tuple[str, ...] = ()
+    if order.calibration is not None:
+        model = quantized(model, order)
+    if card.precision == "bf16":
+        halve(model, ov)
+        notes = (
+            "its weights are bf16, half the size; OpenVINO computes in bf16 where the processor has it, else fp32",
+        )
     for name, text in card.to_metadata().items():
         model.set_rt_info(text, [SECTION, name])
     with writing(path, sum(tensor.nbytes for tensor in program.state_dict.values())):
         ov.save_model(model, path, compress_to_fp16=False)
-    return Written([path.with_suffix(".bin"), path])
+    return Written([path.with_suffix(".bin"), path], notes)
+
+
+def quantized(model: Any, order: Order) -> Any:
+    """A graph in int8 by NNCF: as for transformers, whose norms and linear layers ConvNeXt has, with SmoothQuant."""
+    with hushed():
+        nncf = needed("nncf", EXTRA)
+    assert order.calibration is not None
+    count = order.card.batch or BATCH
+    batches = [batch.numpy() for batch in input_of(order.calibration, order.card).split(count) if len(batch) == count]
+    with hushed():
+        return nncf.quantize(
+            model, nncf.Dataset(batches), subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER
+        )
+
+
+def halve(model: Any, ov: Any) -> None:
+    """Hold weights in bf16; they become fp32 again where they are used."""
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32 or node.data.size < 2:
+            continue
+        half = torch.from_numpy(node.data.copy()).bfloat16()
+        stored = ov.op.Constant(ov.Type.bf16, ov.Shape(list(half.shape)), half.float().flatten().tolist())
+        widened = ov.opset13.convert(stored, "f32")
+        widened.get_rt_info()["decompression"] = ""
+        for taker in node.output(0).get_target_inputs():
+            taker.replace_source_output(widened.output(0))
 
 
 def load(path: Path) -> Loaded:
@@ -44,11 +77,11 @@ def load(path: Path) -> Loaded:
     metadata = {name: value.astype(str) for name, value in info[SECTION].items()} if SECTION in info else {}
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",  # else it takes bf16 where the processor has it, whatever the file says
+        # Else it takes bf16 where the processor has it, whatever the file says.
+        "INFERENCE_PRECISION_HINT": HINTS.get(metadata.get("precision", ""), "f32"),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = core.compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def call(images: Tensor) -> Tensor:
         return torch.from_numpy(request.infer({0: images.numpy()}, share_inputs=True)[0].copy())
