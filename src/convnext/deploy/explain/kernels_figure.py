@@ -27,7 +27,7 @@ def draw_kernels(kernels: Kernels) -> Figure:
     norm = Normalize(-limit, limit)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.4 + 3.6 * columns, 1.1 + 1.65 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False)
+        panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.08})
         for axes in panels.flat:
             axes.set_axis_off()
         for axes, block in zip(panels.flat, ends, strict=False):
