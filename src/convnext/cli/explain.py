@@ -4,13 +4,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from convnext.cli.speech import note, print_json
 from convnext.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from convnext.deploy.explain.report import Found
 
 
 @dataclass(frozen=True)
@@ -22,45 +25,65 @@ class Asked:
     out: Path | None
     top: int
     label: str | None
+    data: str | None
     json: bool
     device: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All the networks, where the other words are networks as well."""
+        return (self.run, *self.others)
 
 
 def explain(
     run: Positional[str],
     others: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = (),
+    receptive_field: bool = False,
+    kernels: bool = False,
+    activity: bool = False,
     out: Path | None = None,
     top: int = 5,
     label: str | None = None,
+    data: str | None = None,
     json: bool = False,
     device: str = "auto",
 ) -> None:
     """Show what a network looks at in pictures: Grad-CAM and occlusion over each, beside its most probable classes.
 
-    What cannot be read is named at the end, on stderr; the rest is drawn, and the exit status is 1.
+    What cannot be read is named at the end, on stderr; the rest is drawn, and the exit status is 1. Or, with an option,
+    show what is inside: then the other words are networks to compare.
 
     Args:
         run: a run's folder; a weights file or folder of any layout; VARIANT.TAG for the authors' published weights;
-            or the name of a network, such as roadmap_micro/kernel_7.
+            or the name of a network, such as roadmap_micro/kernel_7, which is untrained.
         others: images: files, folders, patterns in quotes, or - for a list on standard input.
+        receptive_field: how far each stage sees, of one or more networks: trained beside untrained.
+        kernels: the depthwise kernels of the network.
+        activity: dead and saturated channels of each block, of one or more networks: trained beside untrained.
         out: folder for the figures; None for RUN/explain, or runs/explain-NAME where RUN is no run's folder.
         top: classes to name for each image.
         label: the class to explain; None for each image's most probable one.
+        data: images that --receptive-field and --activity average over: a folder or a data set's name; None for those
+            that the run held out, or else two photographs.
         json: print one JSON document on stdout.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
     """
-    kinds: dict[str, tuple[bool, Callable[[Asked], None]]] = {}
-    asked = Asked(run, others, out, top, label, json, device)
+    kinds: dict[str, tuple[bool, Callable[[Asked], None]]] = {
+        "--receptive-field": (receptive_field, show_receptive_field),
+        "--kernels": (kernels, show_kernels),
+        "--activity": (activity, show_activity),
+    }
+    asked = Asked(run, others, out, top, label, data, json, device)
     chosen = [(option, show) for option, (wanted, show) in kinds.items() if wanted]
     if len(chosen) > 1:
         raise UsageError(
             f"{' and '.join(option for option, _ in chosen)} are two things to look at: call once for each"
         )
-    _, show = chosen[0] if chosen else ("", maps)
+    _, show = chosen[0] if chosen else ("", show_maps)
     show(asked)
 
 
-def maps(asked: Asked) -> None:
+def show_maps(asked: Asked) -> None:
     """Maps over pictures."""
     if not asked.others:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
@@ -102,3 +125,42 @@ def maps(asked: Asked) -> None:
     say_warnings((f"no figure for {error}" for error in unreadable), console_on(sys.stderr))
     if unreadable:
         raise RunError(f"{len(unreadable):,} of {len(entries):,} images could not be read, they are named above")
+
+
+def show_receptive_field(asked: Asked) -> None:
+    """Effective receptive fields."""
+    from convnext.deploy.explain.receptive_field import receptive_field
+
+    show_found(receptive_field(asked.names, asked.data, asked.device), asked)
+
+
+def show_kernels(asked: Asked) -> None:
+    """Depthwise kernels."""
+    from convnext.deploy.explain.kernels import depthwise_kernels
+
+    if asked.others:
+        raise UsageError(f"--kernels shows one network, {len(asked.names)} were named: call once for each")
+    show_found(depthwise_kernels(asked.run), asked)
+
+
+def show_activity(asked: Asked) -> None:
+    """Channel activity."""
+    from convnext.deploy.explain.activity import activity
+
+    show_found(activity(asked.names, asked.data, asked.device), asked)
+
+
+def show_found(found: "Found", asked: Asked) -> None:
+    """The figure in its folder, the table or the document on stdout, the rest on stderr."""
+    from convnext.console import console_on, say_warnings
+    from convnext.deploy.explain.report import default_folder
+    from convnext.figures import write_figure
+
+    say_warnings(found.notes, console_on(sys.stderr))
+    path = (asked.out or default_folder(asked.run)) / f"{found.file}.png"
+    write_figure(found.draw(), path)
+    if asked.json:
+        print_json(found.to_dict() | {"figure": str(path)})
+    else:
+        console_on(sys.stdout).print(found.table())
+    note(f"Figure, as .png and .svg: {path}")

@@ -95,7 +95,8 @@ STEPS = [f"roadmap_micro/{step.key}" for step in convnext.roadmap("micro")]
 @pytest.mark.parametrize(
     ("name", "size", "stage"),
     [
-        *((name, *case) for name in ("convnext_atto", "convnextv2_atto", *STEPS) for case in ((128, 3), (64, 2))),
+        *((name, *case) for name in ("convnext_atto", "convnextv2_atto", STEPS[0]) for case in ((128, 3), (64, 2))),
+        *((name, 64, 2) for name in STEPS[1:]),
         ("convnext_isotropic_small", 64, 3),
     ],
 )

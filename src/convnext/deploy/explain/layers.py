@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError, reason
+from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
 from convnext.training.network import blocks
 
 MOST_PREFIX = 8  # tokens of a vision transformer that stand for no patch: class, distillation, registers
@@ -54,8 +55,48 @@ def trunk(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if name in inner or (name and "." not in name)}
 
 
-def as_map(output: Any, size: tuple[int, int]) -> Tensor | None:
-    """A view (N, C, h, w) of what a module put out; None where it has no positions, or a single one.
+def stage_layers(model: nn.Module, image: Tensor) -> tuple[str, ...]:
+    """The names of the layers that end a network's stages, in order.
+
+    Of this package's networks the last block of each stage, or of each quarter of an isotropic network; of others the
+    last block of each size of map, or of each quarter of the blocks where all maps are of one size.
+
+    Args:
+        model: in evaluation mode.
+        image: prepared, (1, C, H, W).
+
+    Raises:
+        UsageError: it has no maps that can be told.
+    """
+    if isinstance(model, StagedNetwork):
+        lengths = [len(stage) for stage in model.stages if isinstance(stage, nn.Sequential)]
+        return tuple(f"stages.{i}.{length - 1}" for i, length in enumerate(lengths))
+    if isinstance(model, IsotropicConvNeXt):
+        return quarters([f"blocks.{i}" for i in range(len(model.blocks))])
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def see(name: str, output: Any) -> None:
+        seen = as_map(output, (image.shape[2], image.shape[3]))
+        sizes.pop(name, None)
+        if seen is not None:
+            sizes[name] = tuple(seen.shape[2:])
+
+    with torch.no_grad(), watching(trunk(model), see):
+        model(image)
+    if not sizes:
+        raise UsageError(f"{type(model).__name__} has no layers whose maps have positions, as a network's blocks have")
+    inner = [name for name in sizes if name in blocks(model)] or list(sizes)
+    ends = {sizes[name]: name for name in inner}
+    return tuple(name for name in inner if name in ends.values()) if len(ends) > 1 else quarters(inner)
+
+
+def quarters(names: list[str]) -> tuple[str, ...]:
+    """The last of each quarter of some layers."""
+    return tuple(dict.fromkeys(names[max(1, round(len(names) * i / 4)) - 1] for i in (1, 2, 3, 4)))
+
+
+def as_map(output: Any, size: tuple[int, int], least: int = 2) -> Tensor | None:
+    """A view (N, C, h, w) of what a module put out; None where it has less than ``least`` positions.
 
     Args:
         output: (N, C, h, w); (N, h, w, C); or a vision transformer's tokens (N, positions, C), with or without others
@@ -77,7 +118,7 @@ def as_map(output: Any, size: tuple[int, int]) -> Tensor | None:
         seen = output[:, tokens - side**2 :].transpose(1, 2).unflatten(2, (side, side))
     else:
         return None
-    return seen if seen.shape[2] * seen.shape[3] > 1 else None
+    return seen if seen.shape[2] * seen.shape[3] >= least else None
 
 
 def map_layer(model: nn.Module, images: Tensor) -> str:

@@ -1,16 +1,18 @@
 """Pictures of explanations: the photograph, the maps over it, and the most probable classes beside them."""
 
 import re
+from itertools import chain, count
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from convnext.deploy.evaluation_figures import shortened
 from convnext.deploy.explain.explanations import Explanation
+from convnext.deploy.explain.report import shown
 from convnext.figures import BLUE, ORANGE, STYLE
 
 SIDE = 640  # px that a photograph is drawn with at most
@@ -28,17 +30,19 @@ def draw_explanation(explanation: Explanation, network: str) -> Figure:
     """
     assert explanation.picture is not None
     assert explanation.occlusion is not None
-    label = shortened(str(explanation.label), LETTERS)
+    label = shown(str(explanation.label), LETTERS)
     maps = []
     if explanation.grad_cam is not None:
         text = "share of the largest value"
         maps.append((f"Grad-CAM for {label}", explanation.grad_cam.numpy(), 1.0, text))
     falls = 100 * explanation.occlusion.clamp(min=0).numpy()
-    text = "hidden: fall of the probability, points"
+    text = "fall of the probability where hidden, points"
     maps.append((f"occlusion for {label}", falls, max(0.1, float(falls.max())), text))
     with matplotlib.rc_context(STYLE):
         width = 3.4 * (1 + len(maps)) + 4.2
-        figure = Figure(figsize=(width, 4.1), layout="constrained")
+        columns, rows = explanation.picture.size
+        height = 1.3 + 3.4 * min(1.25, max(0.6, rows / columns))
+        figure = Figure(figsize=(width, height), layout="constrained")
         grid = figure.add_gridspec(
             2, len(maps) + 2, width_ratios=[*[1] * (1 + len(maps)), 0.9], height_ratios=[1, 0.04]
         )
@@ -61,10 +65,12 @@ def draw_explanation(explanation: Explanation, network: str) -> Figure:
             )
             limits(axes, explanation)
             bar = figure.colorbar(drawn, cax=figure.add_subplot(grid[1, i]), orientation="horizontal", label=text)
+            bar.locator = MaxNLocator(4)
+            bar.update_ticks()
             bar.solids.set_alpha(1)  # pyright: ignore[reportOptionalMemberAccess]
             axes.set_title(title, fontsize=9, parse_math=False)
         draw_bars(panels[-1], explanation)
-        heading = f"{shortened(network, 50)}: {shortened(explanation.path or 'the picture', 70)}"
+        heading = f"{shown(network, 50)}: {shown(explanation.path or 'the picture', 70)}"
         figure.suptitle(heading, fontsize=10, parse_math=False)
         return figure
 
@@ -105,7 +111,7 @@ def draw_bars(axes: Axes, explanation: Explanation) -> None:
     rows = [(candidate.label, candidate.probability) for candidate in explanation.top]
     if explanation.label not in dict(rows):
         rows.append((str(explanation.label), explanation.probability or 0.0))
-    names = [shortened(name, LETTERS) for name, _ in rows]
+    names = [shown(name, LETTERS) for name, _ in rows]
     values = [100 * value for _, value in rows]
     colours = [ORANGE if name == explanation.label else BLUE for name, _ in rows]
     axes.barh(range(len(rows)), values, color=colours, height=0.7)
@@ -128,11 +134,10 @@ class FigureNames:
     def of(self, path: str | None) -> str:
         """A name without suffix: the picture's, with its folder's in front or a number behind where it is given."""
         file = Path(path or "picture")
-        own, folder = safe(file.stem), safe(file.parent.name)
-        name, number = own, 1
-        while name.casefold() in self.given:
-            name = f"{folder}-{own}" if number == 1 and file.parent.name else f"{own}-{number}"
-            number += 1
+        own = safe(file.stem)
+        beside = [f"{safe(file.parent.name)}-{own}"] if file.parent.name else []
+        names = chain((own, *beside), (f"{own}-{number}" for number in count(2)))
+        name = next(name for name in names if name.casefold() not in self.given)
         self.given.add(name.casefold())
         return name
 
