@@ -121,9 +121,9 @@ def meaning(members: Sequence[Operation], module: nn.Module | None) -> Meaning:
         return Meaning("drop", "dropout" if is_dropout else "drop path", rate=arguments[1])
     if operator == "roll":
         return Meaning("shift", f"shift by {', '.join(map(str, arguments[1]))}")
-    if maps > 1 and operator in JOINS:
+    if operator in JOINS and (maps > 1 or (operator == "cat" and not last.parameters)):
         return Meaning(*JOINS[operator])
-    if last.parameters and operator in JOINS:
+    if operator in JOINS and last.parameters:
         names = ", ".join(name.rpartition(".")[2] for name in last.parameters)
         texts = {"mul": "LayerScale", "add": f"+ {names}", "cat": f"with {names}"}
         return Meaning("scale" if operator == "mul" else "parameter", texts[operator])

@@ -152,6 +152,11 @@ def structure(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Stru
         UsageError: the network takes no images of this size.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if next(model.parameters(), None) is None:
+        raise UsageError(
+            f"{type(model).__name__} has no parameters that can be followed, as an exported file has none: "
+            "name the run that it came from"
+        )
     try:
         execution = execute(model, size)
     except UsageError:

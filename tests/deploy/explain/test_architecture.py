@@ -72,6 +72,10 @@ def test_a_shortcut_with_layers_stands_beside_the_block() -> None:
     assert [box.text for box in boxes if box.place in aside] == ["1\N{MULTIPLICATION SIGN}1, 512, /2", "BN"]
     (join,) = set(aside.values())
     assert next(box for box in boxes if box.place == join).kind == "add"
+    mixed = architecture("torchvision/maxvit_t").structure.stages[0].blocks[0]
+    boxes = cells([mixed])
+    shortcut = [box.text for box in boxes if box.place in side_branches(boxes)]
+    assert shortcut == ["3\N{MULTIPLICATION SIGN}3 average pool, /2", "1\N{MULTIPLICATION SIGN}1, 64"]
     plain = architecture("torchvision/resnet50").structure.stages[1].blocks[1]
     assert side_branches(cells([plain])) == {}
 
@@ -171,7 +175,7 @@ def test_layers_are_paired_in_order_by_what_they_do() -> None:
 def test_resnet_beside_convnext_has_what_the_papers_figure_has() -> None:
     found = difference(architecture("torchvision/resnet50"), architecture("convnext_tiny"))
     titles = [panel.title for panel in panels(found)]
-    assert titles == ["stem", "block of stage 1 (stages 2, 3, 4: the same, of other width)", "into stage 2", "head"]
+    assert titles == ["stem", "block of stage 1 (also of 2, 3, 4, in other widths)", "into stage 2", "head"]
     drawn = [word.replace("\N{MULTIPLICATION SIGN}", "x") for word in words(draw_difference(found))]
     for text in ("1x1, 64", "3x3, 64", "1x1, 256", "d7x7, 96", "1x1, 384", "1x1, 96", "2x2, 192, /2", "1x1, 512, /2"):
         assert text in drawn
@@ -195,11 +199,16 @@ def test_a_run_a_file_and_a_tag_are_drawn(tmp_path: Path) -> None:
     assert shown.structure.parts[-1].shape == (7,)
     tagged = architecture("convnext_tiny.in22k")  # nothing is downloaded
     assert tagged.structure.stages[2].blocks[8].shape == (14, 14, 384)
+    assert tagged.structure.parts[-1].shape == (21841,)
+    assert architecture("timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k").structure.image_size == (384, 384)
 
 
 def test_wrong_words_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean convnext_tiny"):
         architecture("convnext_tinny")
+    for name in ("convnext_tiny.nothing", "timm/resnet18.nothing", "torchvision/resnet18.nothing", "runs/none"):
+        with pytest.raises(UsageError):
+            architecture(name)
     with pytest.raises(UsageError, match="image size is 0"):
         architecture("convnext_tiny", 0)
 

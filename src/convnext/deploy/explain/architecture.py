@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich import box
@@ -10,13 +10,18 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from convnext.deploy.opening import is_trained, open_trained
+from convnext.deploy.explain.networks import IMAGE_SIZE, open_studied
+from convnext.deploy.opening import is_trained
 from convnext.errors import UsageError
 from convnext.models import Design, create_model, is_reference
 from convnext.models.convnext import VARIANTS
 from convnext.models.meaning import TIMES
 from convnext.models.structure import Block, Part, Structure, structure
 from convnext.quantities import quantity
+from convnext.weights.create import checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LARGEST_IMAGE = 8192  # pixels a side; nothing is computed, but a slip should not be taken seriously
 
@@ -29,11 +34,14 @@ class Architecture:
         name: what it was named by.
         structure: its parts, blocks and layers, with their costs.
         design: its choices, where it is a step of the roadmap.
+        notes: what should be said.
     """
 
     name: str
     structure: Structure
     design: Design | None = None
+    notes: tuple[str, ...] = ()
+    file = "architecture"
 
     def to_dict(self) -> dict[str, Any]:
         """The architecture as plain data: the document of ``convnext explain --architecture --json``."""
@@ -57,6 +65,16 @@ class Architecture:
                 for part in found.parts
             ],
         }
+
+    def table(self) -> Table:
+        """A row a part."""
+        return architecture_table(self)
+
+    def draw(self) -> "Figure":
+        """The parts from left to right, each block's layers from top to bottom."""
+        from convnext.deploy.explain.architecture_figure import draw_architecture
+
+        return draw_architecture(self)
 
 
 def block_dict(block: Block) -> dict[str, Any]:
@@ -85,18 +103,30 @@ def architecture(network: str | Path | nn.Module | Design, image_size: int | Non
     """
     if image_size is not None and not 1 <= image_size <= LARGEST_IMAGE:
         raise UsageError(f"image size is {image_size}, needs a number of pixels from 1 to {LARGEST_IMAGE}")
+    notes: tuple[str, ...] = ()
     if isinstance(network, nn.Module):
         name, model = type(network).__name__, network
     elif isinstance(network, Design):
         name, model = "a Design", built(network, None)
-    elif is_trained(str(network)) and not is_tagged(str(network)):
-        trained = open_trained(network)
-        name, model = str(network), trained.model
-        image_size = image_size or trained.preprocessing.image_size
-    else:
+    elif is_tagged(str(network)):
         name = str(network)
-        model = built(name.partition(".")[0] if is_tagged(name) else name, image_size)
-    return Architecture(name, structure(model, image_size or 224), getattr(model, "design", None))
+        base, classes, published_size = published_form(name)
+        image_size = image_size or published_size
+        model = built(base, image_size, num_classes=classes)
+    elif not is_trained(str(network)):
+        name = str(network)
+        model = built(name, image_size)
+    else:
+        trained = open_studied(str(network)).trained
+        assert trained is not None, "what is not built is opened"
+        name, model, notes = str(network), trained.model, trained.notes
+        image_size = image_size or trained.preprocessing.image_size
+    return Architecture(name, structure(model, image_size or IMAGE_SIZE), getattr(model, "design", None), notes)
+
+
+def has_own_size(name: str) -> bool:
+    """Whether a name means weights, which were trained with images of some size."""
+    return is_tagged(name) or is_trained(name)
 
 
 def is_tagged(name: str) -> bool:
@@ -105,9 +135,30 @@ def is_tagged(name: str) -> bool:
     return not Path(name).exists() and "." in name and (network in VARIANTS or is_reference(network))
 
 
-def built(network: str | Design, image_size: int | None) -> nn.Module:
+def published_form(name: str) -> tuple[str, int, int]:
+    """The network that published weights NETWORK.TAG are of, without fetching them: its name, classes, image size.
+
+    Raises:
+        UsageError: there are no such weights.
+    """
+    network, _, tag = name.partition(".")
+    if not is_reference(name):
+        row = checkpoint(network, tag)
+        return row.variant, row.classes, row.image_size
+    import timm
+
+    known = timm.list_pretrained(f"{network.partition('/')[2]}.*") if network.startswith("timm/") else []
+    if name.partition("/")[2] not in known:
+        there = ", ".join(f"timm/{one}" for one in known) or f"none; leave {tag!r} out to draw {network}"
+        raise UsageError(f"no weights {name}: it has {there}")
+    published: Any = timm.get_pretrained_cfg(name.partition("/")[2])
+    return network, published.num_classes, published.input_size[-1]
+
+
+def built(network: str | Design, image_size: int | None, **options: int) -> nn.Module:
     """A network without weights, or with some where it cannot be built without."""
-    options = {"image_size": image_size} if image_size and is_reference(str(network)) else {}
+    if image_size and is_reference(str(network)):
+        options["image_size"] = image_size
     try:
         with torch.device("meta"):
             return create_model(network, **options)

@@ -8,23 +8,22 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise, zip_longest
-from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyBboxPatch
 
+from convnext.deploy.explain.difference import Mark
 from convnext.figures import GREY, ORANGE
 from convnext.models.meaning import TIMES
 from convnext.models.reading import Layer
 from convnext.models.structure import Block
-
-Mark = Literal["same", "changed", "only"]
 
 WIDTH, LINE, PADDING, GAP = 1.24, 0.125, 0.11, 0.1  # of a box; of a line of its text; around that; between two boxes
 JOIN, STUB = 0.17, 0.15  # a circle's diameter; the line that leads in, and out
 LANE, SIDE = 0.12, 0.16  # between two lines beside the boxes; between the boxes and those beside them
 FONT = 7.5
 LETTERS = 21  # of a line in a box
+MOST_ASIDE = 3  # boxes on a shortcut
 MOST_LAYERS = 44  # that a block is drawn with; those in the middle of a longer one share a box
 SAME, CHANGED, ONLY = (GREY, 0.6, "-"), (ORANGE, 1.6, (0, (2.5, 1.2))), (ORANGE, 1.8, "-")  # how a box is outlined
 COLOURS = {
@@ -99,16 +98,16 @@ def side_branches(boxes: Sequence[Cell]) -> dict[int, int]:
     for box in boxes:
         if box.kind != "add" or len(box.inputs) != 2:
             continue
-        chains = []
+        chains: list[tuple[int, list[int]]] = []  # where each begins, and its boxes
         for end in box.inputs:
             source, chain = end, list[int]()
             while source in by_place and users[source] == 1 and len(by_place[source].inputs) == 1:
                 chain.append(source)
                 source = by_place[source].inputs[0]
-            chains.append(chain)
-        shorter = min(chains, key=len)
-        if 0 < len(shorter) <= 3 and len(shorter) < len(max(chains, key=len)):
-            found.update(dict.fromkeys(shorter, box.place))
+            chains.append((source, chain))
+        (begin, shortcut), (other, rest) = sorted(chains, key=lambda chain: (chain[0], len(chain[1])))
+        if 0 < len(shortcut) <= MOST_ASIDE and (begin < other or len(shortcut) < len(rest)):
+            found.update(dict.fromkeys(shortcut, box.place))
     return found
 
 

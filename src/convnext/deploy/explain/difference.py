@@ -4,18 +4,28 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from convnext.deploy.explain.architecture import Architecture, blocks_in_words, map_size
-from convnext.deploy.explain.block_drawing import Mark
+from convnext.deploy.explain.architecture import (
+    Architecture,
+    architecture,
+    blocks_in_words,
+    has_own_size,
+    map_size,
+)
 from convnext.models.meaning import LayerKind
 from convnext.models.reading import Layer
 from convnext.models.structure import Block, Part
 from convnext.quantities import quantity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Mark = Literal["same", "changed", "only"]
 
 COUNTED: tuple[tuple[str, tuple[LayerKind, ...]], ...] = (
     ("convolutions and linear layers", ("convolution", "linear")),
@@ -76,6 +86,22 @@ class Difference:
     first: Architecture
     second: Architecture
     pairs: tuple[Pair, ...]
+    file = "difference"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What should be said."""
+        return (*self.first.notes, *self.second.notes)
+
+    def table(self) -> Table:
+        """What differs, a row a choice, a count and a part."""
+        return difference_table(self)
+
+    def draw(self) -> "Figure":
+        """Both in one line each, and below their blocks beside each other, what differs marked."""
+        from convnext.deploy.explain.difference_figure import draw_difference
+
+        return draw_difference(self)
 
     def design(self) -> list[tuple[str, Any, Any]]:
         """The choices in which two steps of the roadmap differ: field, first, second."""
@@ -135,6 +161,25 @@ def difference(first: Architecture, second: Architecture) -> Difference:
     ours, theirs = named_parts(first.structure.parts), named_parts(second.structure.parts)
     pairs = [Pair(place, ours.get(place), theirs.get(place)) for place in sorted({**ours, **theirs})]
     return Difference(first, second, tuple(pairs))
+
+
+def difference_of(first: str, second: str, image_size: int | None = None) -> Difference:
+    """The same of two networks by what they are called, for one image.
+
+    Args:
+        first: as for :func:`convnext.deploy.explain.architecture.architecture`.
+        second: the same.
+        image_size: pixels a side; by default what the first was trained with, or else the second, or else 224.
+
+    Raises:
+        UsageError: there is no such network, or one takes no images of this size.
+        RunError: a file is damaged.
+    """
+    if image_size is None and not has_own_size(first) and has_own_size(second):
+        theirs = architecture(second)
+        return difference(architecture(first, theirs.structure.image_size[0]), theirs)
+    ours = architecture(first, image_size)
+    return difference(ours, architecture(second, ours.structure.image_size[0]))
 
 
 def named_parts(parts: Sequence[Part]) -> dict[tuple[int, int, int], Part]:
@@ -208,8 +253,15 @@ def family(layer: Layer) -> str:
 
 
 def typical(part: Part) -> list[Block]:
-    """The blocks that a part has most of, of those that compute the same; the longest first."""
-    return sorted(max(part.distinct(), key=len), key=lambda block: -len(block.layers))
+    """The blocks that a part has most of, of those that compute the same, the longest first; of as many, those that do
+    not stride."""
+    groups = sorted(part.distinct(), key=lambda group: (-len(group), strides(group[0])))
+    return sorted(groups[0], key=lambda block: -len(block.layers))
+
+
+def strides(block: Block) -> bool:
+    """Whether a block makes the map smaller."""
+    return any(step > 1 for layer in block.layers for step in layer.stride)
 
 
 def widthless(block: Block) -> tuple[Any, ...]:

@@ -31,9 +31,9 @@ from convnext.models.structure import Block, Part
 from convnext.quantities import quantity
 
 STRIP = 0.78  # a network in one line
-PANEL_HEADING, LEGEND = 0.6, 0.32  # what stands above two blocks, and above all of them
+PANEL_HEADING, LEGEND = 0.66, 0.32  # what stands above two blocks, and above all of them
 MOST_STAGES = 4  # whose blocks are drawn
-LETTERS = 20  # of a network's name above its block
+LETTERS = 19  # of a network's name above its block
 
 
 Sides = Sequence[list[Block] | None]
@@ -108,7 +108,7 @@ def panels(found: Difference) -> list[Panel]:
         first = pairs[0]
         sides = [typical(part) if part else None for part in (first.first, first.second)]
         others = [str(pair.place[1]) for pair in pairs[1:]]
-        also = f" (stages {', '.join(others)}: the same, of other width)" if others else ""
+        also = f" (also of {', '.join(others)}, in other widths)" if others else ""
         rows.append(Panel(f"block of {first.title}{also}", sides))
     entries = entry(found, 2)
     if any(entries):
@@ -198,6 +198,14 @@ def short_names(found: Difference) -> tuple[str, str]:
     return (first, second) if first != second else names
 
 
+def in_two_lines(name: str) -> str:
+    """A name that fits above a block: a long one is divided at a sign that divides words."""
+    if len(name) <= LETTERS:
+        return name
+    cut = 1 + max(name.rfind(sign, 0, LETTERS) for sign in "_-. ")
+    return f"{name[:cut]}\n{shortened(name[cut:], LETTERS)}" if cut else shortened(name, LETTERS)
+
+
 def draw_panel(axes: Axes, x: float, y: float, depth: float, panel: Panel, names: tuple[str, str]) -> None:
     """A title, and below it the blocks of both networks, marked where they differ."""
     draw_frame(axes, x, y, panel.width, PANEL_HEADING + depth + INSIDE, "#F4F4F4", "#BBBBBB")
@@ -207,7 +215,7 @@ def draw_panel(axes: Axes, x: float, y: float, depth: float, panel: Panel, names
     at = x + INSIDE
     for name, side, mark in zip(names, panel.sides, marked, strict=True):
         middle = at + WIDTH / 2
-        axes.text(middle, y + PANEL_HEADING - 0.02, shortened(name, LETTERS), fontsize=8, ha="center", va="bottom")
+        axes.text(middle, y + PANEL_HEADING - 0.02, in_two_lines(name), fontsize=8, ha="center", va="bottom")
         if side:
             draw_block(axes, at, y + PANEL_HEADING, side, mark)
         else:
