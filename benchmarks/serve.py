@@ -151,7 +151,8 @@ def main() -> None:
                 print(f"predict {predicted[-1]:.1f}, serve {each / loads[-1].seconds:.1f} images/s", flush=True)
             highest = megabytes(process, "VmHWM")
     rates = [each / load.seconds for load in loads]
-    ratio = statistics.median(served / alone for served, alone in zip(rates, predicted, strict=True))
+    ratios = [served / alone for served, alone in zip(rates, predicted, strict=True)]
+    ratio = statistics.median(ratios)
     cuts = statistics.quantiles([1000 * seconds for load in loads for seconds in load.times], n=100)
     errors = sum(load.errors for load in loads)
     row = {
@@ -162,6 +163,7 @@ def main() -> None:
         "images_per_second": f"{statistics.median(rates):.1f}",
         "predict_images_per_second": f"{statistics.median(predicted):.1f}",
         "ratio": f"{ratio:.2f}",
+        "ratios_of_rounds": " ".join(f"{one:.2f}" for one in ratios),
         **{f"p{percent}_ms": f"{cuts[percent - 1]:.0f}" for percent in (50, 95, 99)},
         "memory_mb": " ".join(f"{value:.0f}" for value in memory),
         "highest_memory_mb": f"{highest:.0f}",

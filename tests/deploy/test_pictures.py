@@ -1,14 +1,16 @@
 """What can be given to predict on: every ordinary kind of picture, and a clear word on everything else."""
 
 import math
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 from sklearn.datasets import load_sample_image
 
 from convnext.data.images import UnreadableImageError, read_picture
@@ -116,6 +118,21 @@ def test_decompression_bombs_are_named_without_being_decoded(tmp_path: Path, sid
     Image.new("1", (side, side)).save(path)
     with pytest.raises(UnreadableImageError, match=rf"bomb.png: Image size \({side**2} pixels\) exceeds limit"):
         read_file(str(path))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_pictures_are_decoded_side_by_side(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a", kind)
+    both, load = threading.Barrier(2), ImageFile.ImageFile.load
+
+    def load_beside_another(image: ImageFile.ImageFile) -> Any:
+        if image.tile:  # which is left to decode
+            both.wait(5)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load_beside_another)
+    with ThreadPoolExecutor(2) as pool:
+        assert [picture.size for picture in pool.map(read_file, [str(tmp_path / "a")] * 2)] == [(20, 10)] * 2
 
 
 def test_oddities_in_a_file_are_not_spoken_of(tmp_path: Path) -> None:

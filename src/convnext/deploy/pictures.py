@@ -86,12 +86,13 @@ def undecoded(stream: IO[bytes], formats: tuple[str, ...] | None = None, max_pix
     """
     with OPENING, pillow_warnings():
         image = Image.open(stream, formats=formats)
-        count = image.width * image.height
-        if max_pixels is not None and count > max_pixels:
-            raise ValueError(
-                f"{image.width} x {image.height} are {count:,} pixels, no more than {max_pixels:,} are taken"
-            )
-        image.getexif()  # read here for its warnings; for that Pillow decodes a PNG, whose EXIF data may come last
+    count = image.width * image.height
+    if max_pixels is not None and count > max_pixels:
+        raise ValueError(f"{image.width} x {image.height} are {count:,} pixels, no more than {max_pixels:,} are taken")
+    if image.format == "PNG":
+        image.load()  # its EXIF data may come last: reading it would decode the picture below, where only one may be
+    with OPENING, pillow_warnings():
+        image.getexif()  # for its warnings
     return image
 
 

@@ -342,7 +342,7 @@ class Broken(Colours):
 
 
 def test_a_failing_network_is_nobody_elses_fault(make_service: MakeService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", torch.zeros)  # what it is warmed up with
+    monkeypatch.setattr(torch, "randint", lambda _, *size, **options: torch.zeros(*size, **options))  # to warm up with
     client = Client(make_service(Broken()))
 
     async def ask() -> list[httpx.Response]:

@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,23 @@ def test_what_is_too_slow_can_be_tried_again(open_page: Any) -> None:
     model.gate.set()
     again.click()
     assert sight.answered("slow.png").locator(".label").first.inner_text() == "blue"
+    assert all("503" in complaint for complaint in sight.complaints)
+    sight.complaints.clear()
+
+
+def test_a_file_that_is_gone(open_page: Any, tmp_path: Path) -> None:
+    model, file = Looking(), tmp_path / "a.png"
+    file.write_bytes(picture())
+    sight = open_page(model, limits={"timeout": 0.3})
+    model.gate.clear()
+    sight.page.locator("#choose").set_input_files(file)
+    again = sight.card("a.png").get_by_role("button", name="Try again")
+    again.wait_for()
+    file.unlink()
+    again.click()
+    sight.card("a.png").get_by_text("Cannot be read: it is a folder, or gone").wait_for()
+    assert not again.is_visible()
+    model.gate.set()
     assert all("503" in complaint for complaint in sight.complaints)
     sight.complaints.clear()
 

@@ -185,10 +185,10 @@ def test_a_stop_finishes_what_is_under_way(make_server_on_a_port: MakeServer, ma
         asked = pool.submit(httpx.post, f"http://127.0.0.1:{port}/predict", files={"f": picture("green")}, timeout=20)
         assert model.entered.wait(10)
         RUNNING[port].should_exit = True  # as a signal does
-        with pytest.raises(httpx.ConnectError):  # noqa: PT012
-            for _ in range(200):
-                httpx.get(f"http://127.0.0.1:{port}/healthz")
-                time.sleep(0.02)
+        with pytest.raises(ConnectionRefusedError):  # noqa: PT012
+            for _ in range(500):
+                with connected(port):
+                    time.sleep(0.02)
         assert not asked.done()
         model.gate.set()
         assert asked.result().json()[0]["label"] == "green"

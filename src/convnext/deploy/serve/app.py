@@ -128,7 +128,7 @@ def create_app(service: Service) -> FastAPI:
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     def add_asset(path: str, content: bytes, kind: str) -> None:
-        @app.get(path, include_in_schema=False)
+        @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
         async def asset() -> Response:
             return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
 

@@ -72,10 +72,12 @@ class Service:
         self.name = Path(opened).name if Path(opened).exists() else opened  # where it lies is not told to clients
         self.top = min(top, len(classifier.classes))
         size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
-        examples = torch.rand(limits.max_batch, channels, size, size).to(classifier.device)
-        self.network = for_serving(classifier.model, examples.contiguous(memory_format=torch.channels_last), say)
+        pixels = torch.randint(256, (limits.max_batch, size, size, channels), dtype=torch.uint8)
+        examples = [classifier.on_device(one) for one in pixels]
+        batch = torch.stack(examples).contiguous(memory_format=torch.channels_last)
+        self.network = for_serving(classifier.model, batch, say)
         for count in (1, limits.max_batch):
-            classifier.probabilities(self.network, list(examples[:count]), 1)
+            classifier.probabilities(self.network, examples[:count], 1)
         self.metrics = Metrics()
         self.admission = Admission(limits, lambda: self.metrics.pace)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convnext-decode")

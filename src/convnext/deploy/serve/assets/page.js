@@ -1,4 +1,5 @@
 // Pictures in, a card for each: sent one by one, a few at a time, so that each has its own answer or its own reason.
+// Addresses are relative: a proxy may put the server below any path.
 
 const AT_A_TIME = 3;
 const TRIES = 6; // while the server is busy
@@ -13,7 +14,7 @@ let model = null, running = 0, dragged = 0;
 // What the server serves, and within which limits.
 
 async function introduce() {
-  model = await (await fetch("/model")).json();
+  model = await (await fetch("model")).json();
   document.title = `${model.name}: ConvNeXt`;
   find("#model").textContent = model.name;
   find("#about").textContent = `${model.classes.length.toLocaleString("en")} classes, ${model.image_size} px`;
@@ -163,12 +164,15 @@ async function fetchAnswer(card, progress) {
   if (model && card.file.size > model.limits.max_bytes) {
     throw new Error(`${megabytes(card.file.size)}, no more than ${megabytes(model.limits.max_bytes)} are taken`);
   }
+  await card.file.slice(0, 1).arrayBuffer().catch(() => {
+    throw new Error("cannot be read: it is a folder, or gone"); // of which fetch would say that the server is not there
+  });
   for (let tries = 1; ; tries += 1) {
     const form = new FormData();
     form.append("files", card.file, card.file.name);
     let response, document_;
     try {
-      response = await fetch("/predict?map=true", { method: "POST", body: form, signal: card.stop.signal });
+      response = await fetch("predict?map=true", { method: "POST", body: form, signal: card.stop.signal });
       document_ = await response.json();
     } catch (error) {
       if (error.name === "AbortError") throw error;
