@@ -179,7 +179,7 @@ def test_the_table_has_the_held_out_images(run: str, capsys: Capture) -> None:
 
 
 def test_no_text_of_the_figure_is_cut_off_or_covered(run: str) -> None:
-    figure = receptive_field([run, "roadmap_micro/kernel_5"]).draw()
+    figure = receptive_field([run, run]).draw()
     figure.draw_without_rendering()
     whole = figure.bbox
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text() and text.get_visible()]

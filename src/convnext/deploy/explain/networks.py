@@ -90,3 +90,9 @@ def untrained_twin(studied: Studied) -> nn.Module:
     except UsageError as error:
         raise UsageError(f"{studied.name} has no untrained counterpart that is known ({error})") from error
     return seeded(architecture.build)
+
+
+def untrained_and_trained(studied: Studied) -> list[tuple[str, nn.Module]]:
+    """A network untrained and, where it is, trained; each with the word for it."""
+    untrained = ("untrained", untrained_twin(studied))
+    return [untrained] if studied.trained is None else [untrained, ("trained", studied.model)]
