@@ -15,6 +15,8 @@ from convnext.errors import RunError, UsageError
 if TYPE_CHECKING:
     from convnext.deploy.explain.report import Found
 
+OVER_IMAGES = ("--receptive-field", "--activity")  # what averages over the images of --data
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -79,7 +81,11 @@ def explain(
         raise UsageError(
             f"{' and '.join(option for option, _ in chosen)} are two things to look at: call once for each"
         )
-    _, show = chosen[0] if chosen else ("", show_maps)
+    option, show = chosen[0] if chosen else ("", show_maps)
+    if label is not None and option:
+        raise UsageError(f"--label is the class that maps over pictures explain, and {option} draws none: leave it out")
+    if data is not None and option not in OVER_IMAGES:
+        raise UsageError(f"--data is for {' and '.join(OVER_IMAGES)}: leave it out, or add one of them")
     show(asked)
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.cli import main
-from convnext.deploy.explain.activity import NetworkActivity, behind, block_activity, cosine_distance, hidden_of
+from convnext.deploy.explain.activity import NetworkActivity, block_activity, cosine_distance
 from convnext.deploy.explain.activity_figure import draw_activity
+from convnext.deploy.explain.hidden import behind, hidden_of
 from convnext.errors import RunError
 from tests.conftest import MakeFolder
 from tests.deploy.conftest import MakeRun

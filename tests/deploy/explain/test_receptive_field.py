@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.cli import main
-from convnext.deploy.explain.networks import open_studied, untrained_twin
+from convnext.deploy.explain.networks import Studied, is_built, open_studied, untrained_twin
 from convnext.deploy.explain.receptive_field import StageField, receptive_field, stage_fields
+from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError
 from tests.conftest import MakeFolder
 from tests.deploy.conftest import MakeRun
@@ -179,7 +180,7 @@ def test_the_table_has_the_held_out_images(run: str, capsys: Capture) -> None:
 
 
 def test_no_text_of_the_figure_is_cut_off_or_covered(run: str) -> None:
-    figure = receptive_field([run, "roadmap_micro/kernel_5"]).draw()
+    figure = receptive_field([run, run]).draw()
     figure.draw_without_rendering()
     whole = figure.bbox
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text() and text.get_visible()]
@@ -211,6 +212,10 @@ def test_the_twin_is_the_runs_network_before_training(run: str, tmp_path: Path) 
     of_file: Any = untrained_twin(open_studied(str(tmp_path / "v2.safetensors")))
     assert of_file.head.weight.shape == (7, 320)
     assert type(of_file.stages[0][0].grn).__name__ == "GlobalResponseNorm"
+    weights = Trained("timm/resnet18.a1_in1k", nn.Identity(), (), studied.preprocessing, "")
+    assert not is_built(weights.name)
+    of_timm = untrained_twin(Studied(weights.name, weights.model, (), studied.preprocessing, weights))
+    assert type(of_timm).__name__ == "ResNet"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Channel activity: how many channels of each block are dead or saturated, and how alike they are."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,16 +8,12 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from convnext.deploy.explain.hidden import behind, hidden_of
 from convnext.deploy.explain.images import study_images
-from convnext.deploy.explain.layers import as_map, watching
-from convnext.deploy.explain.networks import SEED, open_studied, untrained_twin
+from convnext.deploy.explain.networks import SEED, open_studied, untrained_and_trained
 from convnext.deploy.explain.report import plain_table
 from convnext.errors import RunError, UsageError
-from convnext.models.convnext import Block
-from convnext.models.design import DesignBlock
-from convnext.models.layers import to_nchw
 from convnext.training.machine import choose_device
-from convnext.training.network import blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +21,6 @@ if TYPE_CHECKING:
 BATCH = 4  # images at a time
 DEAD = 0.1  # of the block's root mean square: a channel that is nowhere above it is dead
 SATURATED = 0.95  # of all positions: a channel that is above the root mean square there is saturated
-ACTIVATIONS = ("GELU", "GELU2d", "ReLU", "ReLU6", "SiLU", "Swish", "Hardswish", "HardSwish", "LeakyReLU", "Mish")
 
 
 @dataclass(frozen=True)
@@ -142,10 +136,7 @@ def activity(names: Sequence[str], data: str | None = None, device: str = "auto"
         studied = open_studied(name)
         images = study_images(studied, data)
         notes += [*studied.notes, *images.notes]
-        models = [("untrained", untrained_twin(studied))]
-        if studied.trained is not None:
-            models.append(("trained", studied.model))
-        for weights, model in models:
+        for weights, model in untrained_and_trained(studied):
             found = block_activity(model.to(torch_device), images.images.to(torch_device))
             networks.append(NetworkActivity(name, weights, images.name, found))
     return Activity(tuple(networks), tuple(dict.fromkeys(notes)))
@@ -223,53 +214,3 @@ def block_activity(model: nn.Module, images: Tensor) -> tuple[BlockActivity, ...
         raise UsageError(f"{type(model).__name__} has no blocks whose activations can be told")
     inner = dict(model.named_modules())
     return tuple(tally.result(name, behind(inner[name])) for name, tally in tallies.items())
-
-
-def hidden_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The hidden channels of every block by its name, (N, C, P), for images (N, C, H, W)."""
-    hidden: dict[str, Tensor] = {}
-    inner = blocks(model)
-    own = {name: block for name, block in inner.items() if isinstance(block, Block | DesignBlock)}
-    activations = {
-        f"{name} {part}": module
-        for name, block in inner.items()
-        for part, module in block.named_modules()
-        if name not in own and type(module).__name__ in ACTIVATIONS
-    }
-
-    def see(place: str, output: Any) -> None:
-        name, seen = place.partition(" ")[0], as_map(output, (images.shape[2], images.shape[3]))
-        if seen is not None and (name not in hidden or seen.shape[1] >= hidden[name].shape[1]):
-            hidden[name] = seen.flatten(2)
-
-    with torch.inference_mode(), read_by_last_layers(own, hidden), watching(activations, see):
-        model(images)
-    return {name: hidden[name] for name in inner if name in hidden}
-
-
-@contextmanager
-def read_by_last_layers(own: Mapping[str, nn.Module], hidden: dict[str, Tensor]) -> Iterator[None]:
-    """Have what the last layers of this package's blocks read put into ``hidden``, by the block's name."""
-
-    def hook_of(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            read = to_nchw(inputs[0]) if type(layer) is nn.Linear else inputs[0]
-            hidden[name] = read.flatten(2)
-
-        return hook
-
-    last = {name: block.get_submodule("pwconv2") for name, block in own.items()}
-    handles = [layer.register_forward_pre_hook(hook_of(name)) for name, layer in last.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def behind(block: nn.Module) -> str:
-    """What a block's hidden channels are taken behind."""
-    if isinstance(block, Block):
-        return "GELU" if isinstance(block.grn, nn.Identity) else "GRN"
-    kinds = [type(module).__name__ for module in block.modules()]
-    return [kind for kind in kinds if kind in ACTIVATIONS][-1].removesuffix("2d")

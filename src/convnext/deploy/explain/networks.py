@@ -42,8 +42,11 @@ class Studied:
 
 
 def is_built(name: str) -> bool:
-    """Whether a name means a network that is built with initial weights; a path that is there goes first."""
-    return not Path(name).exists() and (is_reference(name) or name in list_models())
+    """Whether a name means a network that is built with initial weights; a path that is there goes first.
+
+    ``timm/NAME.TAG`` names weights, ``timm/NAME`` does not.
+    """
+    return not Path(name).exists() and ((is_reference(name) and "." not in name) or name in list_models())
 
 
 def open_studied(name: str, *, published: bool = False) -> Studied:
@@ -85,8 +88,16 @@ def untrained_twin(studied: Studied) -> nn.Module:
     if trained.recipe is not None:
         recipe, number = trained.recipe, len(trained.classes)
         return seeded(lambda: build(recipe, number))
+    if is_reference(studied.name):
+        return seeded(lambda: create_model(studied.name.partition(".")[0]))
     try:
         architecture = architecture_of(studied.model.state_dict())
     except UsageError as error:
         raise UsageError(f"{studied.name} has no untrained counterpart that is known ({error})") from error
     return seeded(architecture.build)
+
+
+def untrained_and_trained(studied: Studied) -> list[tuple[str, nn.Module]]:
+    """A network untrained and, where it is, trained; each with the word for it."""
+    untrained = ("untrained", untrained_twin(studied))
+    return [untrained] if studied.trained is None else [untrained, ("trained", studied.model)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convnext.deploy.explain.images import study_images
 from convnext.deploy.explain.layers import as_map, stage_layers, watching
-from convnext.deploy.explain.networks import SEED, Studied, open_studied, untrained_twin
+from convnext.deploy.explain.networks import SEED, open_studied, untrained_and_trained
 from convnext.deploy.explain.report import plain_table
 from convnext.errors import RunError
 from convnext.training.machine import choose_device
@@ -162,18 +162,12 @@ def receptive_field(names: Sequence[str], data: str | None = None, device: str =
         studied = open_studied(name)
         images = study_images(studied, data)
         notes += [*studied.notes, *images.notes]
-        for weights, model in both(studied):
+        for weights, model in untrained_and_trained(studied):
             if weights == "untrained" and with_full_layer_scale(model):
                 notes.append(f"{name}: LayerScale is 1 in the untrained network (it begins near 0, which hides blocks)")
             stages = stage_fields(model.to(torch_device), images.images.to(torch_device))
             networks.append(NetworkFields(name, weights, images.name, images.images.shape[-1], stages))
     return ReceptiveFields(tuple(networks), tuple(dict.fromkeys(notes)))
-
-
-def both(studied: Studied) -> list[tuple[str, nn.Module]]:
-    """A network untrained and, where it is, trained."""
-    untrained = ("untrained", untrained_twin(studied))
-    return [untrained] if studied.trained is None else [untrained, ("trained", studied.model)]
 
 
 def with_full_layer_scale(model: nn.Module) -> bool:
