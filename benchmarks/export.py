@@ -7,8 +7,8 @@ the network itself in turns; size; and the seconds from the start of ``convnext 
 answer. Writes ``results/export-<processor>.csv``.
 
 Usage: ``python benchmarks/export.py [--folder FOLDER] [--rounds 5] [--skip aoti-bf16 ...]``; FOLDER keeps what was
-trained and exported, and a later call goes on from there. Where the processor has no bf16, torch emulates it: that takes
-minutes for each file of ConvNeXt-T.
+trained and exported, and a later call goes on from there. Where the processor has no bf16, torch emulates it, which
+takes minutes for each file of ConvNeXt-T.
 """
 
 import argparse
