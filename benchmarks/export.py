@@ -6,8 +6,9 @@ is the network's, on held-out digits, as its export found them; images a second 
 the network itself in turns; size; and the seconds from the start of ``convnext predict FILE photograph.jpg`` to its
 answer. Writes ``results/export-<processor>.csv``.
 
-Usage: ``python benchmarks/export.py [--folder FOLDER] [--rounds 5]``; FOLDER keeps what was trained and exported, and a
-later call goes on from there.
+Usage: ``python benchmarks/export.py [--folder FOLDER] [--rounds 5] [--skip aoti-bf16 ...]``; FOLDER keeps what was
+trained and exported, and a later call goes on from there. Where the processor has no bf16, torch emulates it, which
+takes minutes for each file of ConvNeXt-T.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from convnext.training.recipes import digits
 
 NETWORKS = ("convnext_tiny", "convnextv2_atto")
 SIZE, BATCH = 224, 8
+SECONDS = 90  # begin no further round of a network later than this
 
 
 def trained(name: str, folder: Path) -> Path:
@@ -47,13 +49,15 @@ def trained(name: str, folder: Path) -> Path:
     return run
 
 
-def exported(run: Path) -> dict[Path, dict[str, Any]]:
+def exported(run: Path, skipped: list[str]) -> dict[Path, dict[str, Any]]:
     """Every format in every precision that it has: what each export found, by its file."""
     found = {}
     for kind in FORMATS.values():
         for precision in kind.precisions:
             out = run / f"{run.name}-{kind.name}-{precision}{kind.suffix}"
             facts = out.with_suffix(".json")
+            if f"{kind.name}-{precision}" in skipped:
+                continue
             if not facts.exists():
                 try:
                     made = convnext.export(run, kind.name, precision=precision, size=SIZE, out=out)
@@ -81,7 +85,7 @@ def measured(run: Path, files: dict[Path, dict[str, Any]], photograph: Path, rou
     images = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         calls = {path: lambda network=network: network(images) for path, network in networks.items()}
-        times = alternate(calls, rounds, warm_up=1)
+        times = alternate(calls, rounds, warm_up=1, seconds=SECONDS)
     starts = alternate({path: lambda path=path: cold_start(path, photograph) for path in networks}, 3, warm_up=1)
     rows = []
     for path, taken in times.items():
@@ -102,7 +106,7 @@ def measured(run: Path, files: dict[Path, dict[str, Any]], photograph: Path, rou
                 "cold_start_seconds": round(quartiles(starts[path])[1], 2),
                 "export_seconds": facts["seconds"] if facts else "",
                 "batch": BATCH,
-                "rounds": rounds,
+                "rounds": len(taken),
             }
         )
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
@@ -114,12 +118,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keeps what was trained and exported, for a later call")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--skip", nargs="*", default=[], metavar="FORMAT-PRECISION", help="files not to export")
+    parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="or export alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         photograph = Path(temporary, "china.jpg")
         Image.fromarray(load_sample_image("china.jpg")).save(photograph, quality=95)
-        made = {run: exported(run) for run in (trained(name, folder) for name in NETWORKS)}
+        made = {run: exported(run, options.skip) for run in (trained(name, folder) for name in NETWORKS)}
+        if not options.measure:
+            return
         rows = [row for run, files in made.items() for row in measured(run, files, photograph, options.rounds)]
     write_rows(f"export-{processor_kind()}", rows, ("onnx", "onnxruntime", "openvino", "nncf", "torchao"))
 

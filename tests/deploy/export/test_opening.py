@@ -1,5 +1,6 @@
 """Exported files opened: any number of images, pictures for prepared images, other makers' files, damaged ones."""
 
+import json
 import sys
 import zipfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import convnext
+from convnext.cli import main
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.export.card import Card, read_card
 from convnext.deploy.export.graph import PicturesGraph, input_of
@@ -20,7 +22,9 @@ from convnext.deploy.measured import measured_network
 from convnext.deploy.opening import open_trained
 from convnext.errors import RunError, UsageError, WeightsWarning
 from convnext.speed.plan import make_plan
-from tests.deploy.export.conftest import prepared
+from tests.conftest import MakeFolder
+from tests.deploy.conftest import MakeRun
+from tests.deploy.export.conftest import lively, prepared
 
 CARD = Card("onnx", "fp32", "small", ("cat", "dog"), Preprocessing.whole(32), size=32, smallest=32, macs=1000)
 
@@ -85,6 +89,39 @@ def test_an_exported_file_only_infers_and_says_so(onnx: convnext.Exported) -> No
         convnext.evaluate(onnx.path, "digits", precision="bf16")
     with pytest.raises(UsageError, match="comes without data: name some"):
         convnext.evaluate(onnx.path)
+
+
+def test_evaluation_takes_the_images_that_the_run_held_out(
+    make_folder: MakeFolder, make_run: MakeRun, tmp_path: Path
+) -> None:
+    data = make_folder({"cat": 10, "dog": 10})
+    run = make_run(data)
+    convnext.export(run, "torch", out=tmp_path / "model.pt2")
+    moved = data.rename(tmp_path / "moved")
+    found = convnext.evaluate(tmp_path / "model.pt2", moved, workers=0)
+    assert found.metrics.images == 4  # of 20: the others were trained on
+    assert any("held out then" in note for note in found.data.notes)
+    (moved / "cat" / "more.jpg").write_bytes((moved / "cat" / "0.jpg").read_bytes())  # now it is other data
+    assert convnext.evaluate(tmp_path / "model.pt2", moved, workers=0).metrics.images == 21
+
+
+@pytest.mark.slow
+def test_features_and_weights_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = lively(convnext.create_model("convnext_atto", num_classes=0))
+    convnext.save_weights(model, tmp_path / "features.safetensors")
+    words = ["export", str(tmp_path / "features.safetensors"), "--format", "torch", "--size", "64"]
+    assert main([*words, "--with-preprocessing"]) == 2
+    assert "gives probabilities, and" in capsys.readouterr().err
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["path"], said["agreement"]) == (str(tmp_path / "features.pt2"), None)
+    assert said["checked_on"] == "crops of two photographs"
+    with pytest.warns(WeightsWarning, match="does not say how images are prepared"):
+        classifier = convnext.load(tmp_path / "features.pt2")
+    x = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(classifier.model(x), model(x).detach(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UsageError, match="has no classifier"):
+        classifier.predict([Image.new("RGB", (64, 64))])
 
 
 def test_the_benchmark_measures_it_as_it_is(onnx: convnext.Exported, run: Path) -> None:

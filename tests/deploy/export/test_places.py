@@ -1,6 +1,8 @@
 """Files that belong together take their places together, or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,17 @@ def test_the_workshop_goes_whatever_happens(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, others = (tmp_path / f".a.onnx.{number}.tmp" for number in (dead.pid, os.getppid()))
+    for folder in (left, others):
+        written(folder, "half", "a.onnx")
+    with workshop(tmp_path / "a.onnx"):
+        assert not left.exists()
+    assert list(tmp_path.iterdir()) == [others]  # whose process may still be at work
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from convnext.deploy.opening import open_trained
 from convnext.deploy.trained import Trained
 from convnext.errors import ConvNeXtError, RunError, UsageError, reason
 from convnext.files import read_json
+from convnext.models import is_reference
 from convnext.models.cost import cost
 
 SMALLEST = 32  # pixels a side of the images of networks that do not say it
@@ -185,7 +186,7 @@ def model_name(trained: Trained) -> str:
     """What the network is called."""
     if trained.recipe is not None:
         return trained.recipe.model
-    return trained.weights.partition(",")[0]
+    return trained.name if is_reference(trained.name) else trained.weights.partition(",")[0]
 
 
 def data_of(trained: Trained) -> dict[str, Any]:

@@ -12,17 +12,6 @@ from typing import Any
 
 from convnext.errors import UsageError
 
-TALKATIVE = (
-    "torch.onnx",
-    "torch.utils.cpp_extension",
-    "torch.export",
-    "nncf",
-    "openvino",
-    "onnxruntime",
-    "onnxslim",
-    "",
-)
-
 
 def needed(package: str, extra: str) -> Any:
     """A package of an extra, imported.
@@ -58,14 +47,11 @@ def missing(package: str, extra: str) -> UsageError:
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """Keep libraries' remarks and progress, which are about themselves, from the user; stdout is for results."""
-    loggers = [logging.getLogger(name) for name in TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

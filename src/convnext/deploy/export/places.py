@@ -1,5 +1,6 @@
 """Files that belong together, written beside their place and put there together, or not at all."""
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,32 @@ def workshop(out: Path) -> Iterator[Path]:
     """
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with writing(out, 0):
-        folder.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        clear(out)
+        folder.mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(out: Path) -> None:
+    """Remove what processes that were killed had begun of a file."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        number = folder.suffixes[-2].removeprefix(".") if len(folder.suffixes) > 1 else ""
+        if number.isdigit() and not is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number, whoever's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def put(made: Sequence[Path], folder: Path) -> list[Path]:
