@@ -15,7 +15,7 @@ from convnext.errors import RunError, UsageError
 if TYPE_CHECKING:
     from convnext.deploy.explain.report import Found
 
-OVER_IMAGES = ("--receptive-field", "--activity")  # what averages over the images of --data
+OVER_IMAGES = ("--receptive-field", "--activity", "--similarity")  # what averages over the images of --data
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Asked:
     data: str | None
     json: bool
     device: str
+    image_size: int | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,12 +44,15 @@ def explain(
     receptive_field: bool = False,
     kernels: bool = False,
     activity: bool = False,
+    architecture: bool = False,
+    similarity: bool = False,
     out: Path | None = None,
     top: int = 5,
     label: str | None = None,
     data: str | None = None,
     json: bool = False,
     device: str = "auto",
+    image_size: int | None = None,
 ) -> None:
     """Show what a network looks at in pictures: Grad-CAM and occlusion over each, beside its most probable classes.
 
@@ -62,20 +66,26 @@ def explain(
         receptive_field: how far each stage sees, of one or more networks: trained beside untrained.
         kernels: the depthwise kernels of the network.
         activity: dead and saturated channels of each block, of one or more networks: trained beside untrained.
+        architecture: a drawing of the network, part by part with what each costs; of two networks, what differs.
+        similarity: how alike the feature maps of two networks are, block by block (CKA); of one, trained beside
+            untrained.
         out: folder for the figures; None for RUN/explain, or runs/explain-NAME where RUN is no run's folder.
         top: classes to name for each image.
         label: the class to explain; None for each image's most probable one.
-        data: images that --receptive-field and --activity average over: a folder or a data set's name; None for those
-            that the run held out, or else two photographs.
+        data: images that --receptive-field, --activity and --similarity are taken over: a folder or a data set's name;
+            None for those that the run held out, or else two photographs.
         json: print one JSON document on stdout.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        image_size: pixels a side of the image that --architecture counts for; None for the run's own, or else 224.
     """
     kinds: dict[str, tuple[bool, Callable[[Asked], None]]] = {
         "--receptive-field": (receptive_field, show_receptive_field),
         "--kernels": (kernels, show_kernels),
         "--activity": (activity, show_activity),
+        "--architecture": (architecture, show_architecture),
+        "--similarity": (similarity, show_similarity),
     }
-    asked = Asked(run, others, out, top, label, data, json, device)
+    asked = Asked(run, others, out, top, label, data, json, device, image_size)
     chosen = [(option, show) for option, (wanted, show) in kinds.items() if wanted]
     if len(chosen) > 1:
         raise UsageError(
@@ -86,6 +96,8 @@ def explain(
         raise UsageError(f"--label is the class that maps over pictures explain, and {option} draws none: leave it out")
     if data is not None and option not in OVER_IMAGES:
         raise UsageError(f"--data is for {' and '.join(OVER_IMAGES)}: leave it out, or add one of them")
+    if image_size is not None and option != "--architecture":
+        raise UsageError("--image-size is for --architecture: leave it out, or add that")
     show(asked)
 
 
@@ -154,6 +166,32 @@ def show_activity(asked: Asked) -> None:
     from convnext.deploy.explain.activity import activity
 
     show_found(activity(asked.names, asked.data, asked.device), asked)
+
+
+def show_architecture(asked: Asked) -> None:
+    """The drawing of one network, or of two with what differs."""
+    one_or_two(asked, "--architecture")
+    from convnext.deploy.explain.architecture import architecture
+    from convnext.deploy.explain.difference import difference_of
+
+    if asked.others:
+        show_found(difference_of(asked.run, asked.others[0], asked.image_size), asked)
+    else:
+        show_found(architecture(asked.run, asked.image_size), asked)
+
+
+def show_similarity(asked: Asked) -> None:
+    """The similarity of two networks' feature maps."""
+    one_or_two(asked, "--similarity")
+    from convnext.deploy.explain.similarity import similarity
+
+    show_found(similarity(*asked.names, data=asked.data, device=asked.device), asked)
+
+
+def one_or_two(asked: Asked, option: str) -> None:
+    """Refuse more networks than can be put beside each other."""
+    if len(asked.names) > 2:
+        raise UsageError(f"{option} is for one network or two, {len(asked.names)} were named")
 
 
 def show_found(found: "Found", asked: Asked) -> None:

@@ -1,7 +1,8 @@
 """CKA has the properties that it is known for, and its batches estimate one number."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,19 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import convnext
-from convnext.deploy.explain.similarity import (
-    MinibatchCKA,
-    Similarity,
-    centred_gram,
-    evenly,
-    points,
-    similarity,
-    similarity_table,
-)
+from convnext.deploy.explain.cka import MinibatchCKA, centred_gram, evenly
+from convnext.deploy.explain.similarity import Similarity, compare, points, similarity, similarity_table
 from convnext.deploy.explain.similarity_figure import draw_similarity
 from convnext.errors import RunError, UsageError
 from convnext.figures import render
 from convnext.models.structure import structure
+
+MakeFolder = Callable[[dict[str, int]], Path]
 
 
 def cka(first: Tensor, second: Tensor, batch: int | None = None) -> float:
@@ -115,7 +111,7 @@ def test_wrong_features_are_refused(features: Tensor) -> None:
     with pytest.raises(RunError, match="not finite"):
         centred_gram(features)
     with pytest.raises(UsageError, match="no images"):
-        similarity(nn.Identity(), nn.Identity(), [])
+        compare(nn.Identity(), nn.Identity(), [])
 
 
 def test_batches_are_nearly_equal() -> None:
@@ -134,7 +130,7 @@ def convnext_pair() -> Similarity:
         for name in ("separate_downsampling", "resnet")
     ]
     batches: Iterator[tuple[Tensor, Tensor]] = ((part, part) for part in images.split(6))
-    return similarity(models[0], models[1], batches, ("runs/a", "runs/b"), "noise")
+    return compare(models[0], models[1], batches, ("runs/a", "runs/b"), "noise")
 
 
 def test_all_blocks_of_two_networks_are_compared() -> None:
@@ -152,7 +148,7 @@ def test_its_values_are_those_of_the_blocks_outputs() -> None:
     torch.manual_seed(1)
     images = torch.randn(8, 3, 32, 32)
     model = convnext.create_model("roadmap_micro/resnet", num_classes=5).eval()
-    found = similarity(model, model, [(images, images)])
+    found = compare(model, model, [(images, images)])
     with torch.inference_mode():
         maps = [part.flatten(1) for part in model.forward_features(images)]  # pyright: ignore
     ends = [i for i, point in enumerate(found.rows) if point.is_end]
@@ -161,6 +157,39 @@ def test_its_values_are_those_of_the_blocks_outputs() -> None:
     torch.testing.assert_close(found.values.diag(), torch.ones(len(found.rows), dtype=torch.float64))
     torch.testing.assert_close(found.values, found.values.T)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.fixture
+def folder(make_folder: MakeFolder) -> str:
+    """A folder of 40 pictures of noise."""
+    return str(make_folder({"a": 20, "b": 20}))
+
+
+def test_networks_are_opened_by_name_and_see_the_same_pictures(folder: str) -> None:
+    found = similarity("roadmap_micro/resnet", "roadmap_micro/kernel_7", folder, device="cpu")
+    assert found.names == ("roadmap_micro/resnet", "roadmap_micro/kernel_7")
+    assert (found.images, found.data) == (40, folder)
+    assert any("untrained" in note for note in found.notes)
+    again = similarity("roadmap_micro/resnet", "roadmap_micro/kernel_7", folder, device="cpu")
+    assert torch.equal(found.values, again.values)
+    itself = similarity("roadmap_micro/resnet", data=folder, device="cpu")
+    torch.testing.assert_close(itself.values.diag(), torch.ones(5, dtype=torch.float64))
+
+
+def test_weights_are_compared_with_their_initial_values(tmp_path: Path, folder: str) -> None:
+    torch.manual_seed(7)
+    path = tmp_path / "atto.safetensors"
+    model = convnext.create_model("convnext_atto", num_classes=4, layer_scale=1.0)
+    convnext.save_weights(model, path)
+    found = similarity(str(path), data=folder, device="cpu")
+    assert found.names == (str(path), f"{path}, untrained")
+    assert len(found.rows) == len(found.columns) == 12
+    assert (found.values.diag() < 1 - 1e-6).all()
+
+
+def test_too_few_pictures_are_refused(make_folder: MakeFolder) -> None:
+    with pytest.raises(UsageError, match="has 3 images that can be read, needs 4 or more"):
+        similarity("roadmap_micro/resnet", data=str(make_folder({"a": 3})), device="cpu")
 
 
 def test_a_network_without_blocks_is_compared_by_its_convolutions() -> None:

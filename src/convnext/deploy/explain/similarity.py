@@ -1,15 +1,11 @@
-"""How alike the feature maps of two networks are: linear CKA between all their blocks, over batches of images.
-
-Sources: Kornblith et al. 2019 (arXiv 1905.00414) for CKA; Nguyen et al. 2021 (arXiv 2010.15327) for its minibatch form,
-whose estimator of HSIC (Song et al. 2012) is unbiased, so that batches add up.
-"""
+"""How alike the feature maps of two networks are: linear CKA between all their blocks, over batches of images."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich import box
@@ -17,11 +13,18 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from convnext.errors import RunError, UsageError
+from convnext.data.images import UnreadableImageError
+from convnext.deploy.explain.cka import LEAST_BATCH, MinibatchCKA, centred_gram, evenly
+from convnext.deploy.explain.images import sources
+from convnext.deploy.explain.networks import Studied, open_studied, untrained_twin
+from convnext.errors import UsageError
 from convnext.models.structure import Structure, structure
+from convnext.training.machine import choose_device
 
-LEAST_BATCH = 4  # images; the unbiased estimator divides by N - 3
-BATCH_SIZE = 32
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST = 128  # images; more change the values little
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Similarity:
             unbiased estimate it may lie a little outside; NaN where features are the same for all images.
         images: how many were compared.
         data: which these were, in words.
+        notes: what should be said.
     """
 
     names: tuple[str, str]
@@ -66,6 +70,8 @@ class Similarity:
     values: Tensor
     images: int
     data: str = ""
+    notes: tuple[str, ...] = ()
+    file = "similarity"
 
     def to_dict(self) -> dict[str, Any]:
         """The similarity as plain data: the document of ``convnext explain --similarity --json``."""
@@ -79,63 +85,91 @@ class Similarity:
             "values": [[value if math.isfinite(value) else None for value in row] for row in self.values.tolist()],
         }
 
+    def table(self) -> Table:
+        """The values at the ends of the stages."""
+        return similarity_table(self)
+
+    def draw(self) -> "Figure":
+        """The heat map."""
+        from convnext.deploy.explain.similarity_figure import draw_similarity
+
+        return draw_similarity(self)
+
 
 def point_dict(point: Point) -> dict[str, Any]:
     """A point as plain data."""
     return {"stage": point.stage, "block": point.number, "module": point.path}
 
 
-class MinibatchCKA:
-    """Linear CKA between two lists of features, from batches: the same images in both lists.
+def similarity(first: str, second: str | None = None, data: str | None = None, device: str = "auto") -> Similarity:
+    """Compare the feature maps of two networks, block by block, over at most 128 pictures.
 
-    What a batch leaves behind is a number for each pair, so that memory depends on the batch alone.
+    Both networks see the same pictures, each prepared as it was trained to see them. Features are whole maps; of these
+    a batch of 32 is held, of one block at a time.
+
+    Args:
+        first: a run, weights, or a network's name, which is untrained.
+        second: another; None for the first with initial weights, or where it has these, for its blocks with each other.
+        data: images, a folder of these or a data set's name; None for those that the first network's run held out, or
+            else the second's, or else pieces of two photographs.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+
+    Raises:
+        UsageError: there is no such network or data, or fewer than four images.
+        RunError: a file is damaged, or features are not finite.
     """
-
-    def __init__(self) -> None:
-        self.cross = self.first = self.second = torch.zeros((), dtype=torch.float64)
-        self.images = 0
-
-    def add(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-        """Add a batch by the :func:`centred_gram` matrices (N, N) of each list's features."""
-        ours, theirs = (torch.stack(list(grams)).flatten(1) for grams in (first, second))  # (features, N * N)
-        count = math.isqrt(ours.shape[1])
-        weight = count / (count * (count - 3))  # the estimator's, by the batch's share of all images
-        self.cross = self.cross + weight * (ours @ theirs.T)
-        self.first = self.first + weight * ours.square().sum(1)
-        self.second = self.second + weight * theirs.square().sum(1)
-        self.images += count
-
-    def values(self) -> Tensor:
-        """CKA between each of the first list and each of the second, float64; NaN where features do not vary."""
-        scale = (self.first[:, None] * self.second).sqrt()
-        return torch.where(scale > 0, self.cross / scale, torch.nan)
+    torch_device = choose_device(device)
+    one = open_studied(first)
+    other = open_studied(second) if second is not None and second != first else one
+    if second is None and one.trained is not None:
+        other = replace(one, name=f"{first}, untrained", model=untrained_twin(one), trained=None, notes=())
+    name, pairs, unreadable = pictures(one, other, data)
+    if len(pairs) < LEAST_BATCH:
+        raise UsageError(
+            f"{name} has {len(pairs)} images that can be read, needs {LEAST_BATCH} or more: name other data"
+        )
+    batches = ((ours.to(torch_device), theirs.to(torch_device)) for ours, theirs in batched_pairs(pairs))
+    models = (one.model.to(torch_device), other.model.to(torch_device))
+    notes = tuple(dict.fromkeys([*one.notes, *other.notes, *unreadable]))
+    return compare(*models, batches, (one.name, other.name), name, notes)
 
 
-def centred_gram(features: Tensor) -> Tensor:
-    """The Gram matrix (N, N) of features (N, ...), float64, centred so that products of two estimate HSIC unbiasedly.
+def pictures(one: Studied, other: Studied, data: str | None) -> tuple[str, list[tuple[Tensor, Tensor]], list[str]]:
+    """Pictures prepared for each of two networks, evenly spread over what there is.
 
-    The diagonal is 0, and every row and column adds up to 0. The mean over the images is taken off beforehand: the
-    result does not depend on it, but rounding does.
+    Returns:
+        What they are, in words; a pair (C, H, W) for each; which could not be read.
     """
-    count = len(features)
-    if count < LEAST_BATCH:
-        raise UsageError(f"{count} images are too few to compare features by, needs {LEAST_BATCH} or more at a time")
-    flat = features.detach().flatten(1).float() if features.dtype != torch.float64 else features.detach().flatten(1)
-    flat = flat - flat.mean(0)
-    if not math.isfinite(flat.abs().max()):
-        raise RunError("features are not finite: the network's weights are damaged")
-    gram = (flat @ flat.T).double().cpu().fill_diagonal_(0)
-    rows = gram.sum(1) / (count - 2)
-    centred = gram - rows[:, None] - rows + gram.sum() / ((count - 1) * (count - 2))
-    return centred.fill_diagonal_(0)
+    whose = one if one.trained is not None and one.trained.recipe is not None else other
+    name, readers = sources(whose, data)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    unreadable: list[str] = []
+    for place in torch.linspace(0, len(readers) - 1, min(MOST, len(readers))).round().int().tolist():
+        try:
+            picture = readers[place]()
+            image = one.preprocessing(picture)
+            pairs.append((image, image if other.preprocessing == one.preprocessing else other.preprocessing(picture)))
+        except (UnreadableImageError, ValueError) as error:  # the latter for what is too narrow to be resized
+            unreadable.append(f"skipped, cannot be read: {error}")
+    return name, pairs, unreadable
 
 
-def similarity(
+def batched_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of images as pairs of batches of nearly equal size."""
+    begin = 0
+    for size in evenly(len(pairs)):
+        ours, theirs = zip(*pairs[begin : begin + size], strict=True)
+        yield torch.stack(ours), torch.stack(theirs)
+        begin += size
+
+
+def compare(
     first: nn.Module,
     second: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     names: tuple[str, str] = ("first", "second"),
     data: str = "",
+    notes: tuple[str, ...] = (),
 ) -> Similarity:
     """Compare the feature maps of two networks, block by block.
 
@@ -145,6 +179,7 @@ def similarity(
         batches: the same pictures, prepared for each of the two networks: (N, C, H, W) twice, N from 4 on.
         names: of the networks.
         data: which pictures these are, in words.
+        notes: what should be said.
 
     Raises:
         UsageError: there are no images, or a batch has fewer than four.
@@ -157,10 +192,10 @@ def similarity(
         ours = ours or points(structure(first, (images.shape[2], images.shape[3])))
         theirs = theirs or points(structure(second, (others.shape[2], others.shape[3])))
         grams = grams_of(first, ours, images)
-        cka.add(grams, grams if second is first and others is images else grams_of(second, theirs, others))
+        cka.add(grams, grams if second is first and torch.equal(others, images) else grams_of(second, theirs, others))
     if not cka.images:
         raise UsageError("there are no images to compare two networks on")
-    return Similarity(names, tuple(ours), tuple(theirs), cka.values(), cka.images, data)
+    return Similarity(names, tuple(ours), tuple(theirs), cka.values(), cka.images, data, notes)
 
 
 def points(found: Structure) -> list[Point]:
@@ -201,16 +236,17 @@ def seen(model: nn.Module, paths: Sequence[str], found: dict[str, Tensor]) -> It
             handle.remove()
 
 
-def evenly(count: int, most: int = BATCH_SIZE) -> list[int]:
-    """The sizes of batches of nearly equal size, of at most ``most``: a small last one would be a noisy estimate."""
-    number = max(1, math.ceil(count / most))
-    return [count // number + (i < count % number) for i in range(number)]
-
-
 def similarity_table(found: Similarity) -> Table:
     """The similarity between the ends of the stages, for a terminal."""
-    title = f"{found.names[0]} (rows) and {found.names[1]} (columns): linear CKA over {found.images} images"
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    lines = (f"linear CKA, {found.images} images", f"rows: {found.names[0]}", f"columns: {found.names[1]}")
+    table = Table(
+        title=Text("\n".join(lines)),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        min_width=max(map(len, lines)),
+    )
     ends = [(i, point) for i, point in enumerate(found.columns) if point.is_end]
     table.add_column("end of")
     for _, point in ends:

@@ -1,5 +1,6 @@
 """The similarity of two networks' feature maps as a heat map, a row and a column a block."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -35,9 +36,14 @@ def draw_similarity(found: Similarity) -> Figure:
         bar = figure.colorbar(image, ax=axes, aspect=28, ticks=[0, 0.25, 0.5, 0.75, 1])
         bar.set_label("linear CKA: 0 unrelated, 1 the same\nup to rotation and scale", fontsize=8)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        data = f" of {found.data}" if found.data else ""
-        figure.suptitle(f"Similarity of feature maps, {found.images} images{data}", fontsize=10, parse_math=False)
+        figure.suptitle(heading(found, figure.get_figwidth()), fontsize=10, parse_math=False)
         return figure
+
+
+def heading(found: Similarity, inches: float) -> str:
+    """The title, in lines that fit a figure's width."""
+    what = f"{found.images} images: {found.data}" if found.data else f"{found.images} images"
+    return "\n".join(["Similarity of feature maps", *textwrap.wrap(what, int(inches / 0.085))])
 
 
 def label_blocks(axis: Axis, points: Sequence[Point], name: str) -> None:
