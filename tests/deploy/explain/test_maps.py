@@ -125,9 +125,8 @@ REFERENCES = {
     "torchvision/swin_t": "permute",
     "torchvision/vit_b_32": "encoder.layers.encoder_layer_10",
     "torchvision/mobilenet_v2": "features",
-    "torchvision/vgg11": "avgpool",
     "torchvision/densenet121": "features",
-    "timm/convnext_atto": "stages.3",
+    "timm/convnext_atto": "stages",
     "timm/swin_tiny_patch4_window7_224": "norm",
     "timm/vit_tiny_patch16_224": "blocks.10",
 }

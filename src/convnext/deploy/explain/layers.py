@@ -52,7 +52,11 @@ def watching(modules: Mapping[str, nn.Module], see: Callable[[str, Any], Any]) -
 def trunk(model: nn.Module) -> dict[str, nn.Module]:
     """The modules whose outputs go through the whole network: its blocks, and its direct children."""
     inner = blocks(model)
-    return {name: module for name, module in model.named_modules() if name in inner or (name and "." not in name)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name in inner or (name and "." not in name and not isinstance(module, nn.Identity))
+    }
 
 
 def stage_layers(model: nn.Module, image: Tensor) -> tuple[str, ...]:
