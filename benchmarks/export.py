@@ -37,6 +37,7 @@ from convnext.training.recipes import digits
 
 NETWORKS = ("convnext_tiny", "convnextv2_atto")
 SIZE, BATCH = 224, 8
+STARTS = 2  # that count, behind one that brings the files into memory
 SECONDS = 90  # begin no further round of a network later than this
 
 
@@ -86,7 +87,7 @@ def measured(run: Path, files: dict[Path, dict[str, Any]], photograph: Path, rou
     with torch.inference_mode():
         calls = {path: lambda network=network: network(images) for path, network in networks.items()}
         times = alternate(calls, rounds, warm_up=1, seconds=SECONDS)
-    starts = alternate({path: lambda path=path: cold_start(path, photograph) for path in networks}, 3, warm_up=1)
+    starts = alternate({path: lambda path=path: cold_start(path, photograph) for path in networks}, STARTS, warm_up=1)
     rows = []
     for path, taken in times.items():
         facts = files.get(path)
@@ -118,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keeps what was trained and exported, for a later call")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--networks", nargs="*", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--skip", nargs="*", default=[], metavar="FORMAT-PRECISION", help="files not to export")
     parser.add_argument("--measure", action=argparse.BooleanOptionalAction, default=True, help="or export alone")
     options = parser.parse_args()
@@ -125,7 +127,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         photograph = Path(temporary, "china.jpg")
         Image.fromarray(load_sample_image("china.jpg")).save(photograph, quality=95)
-        made = {run: exported(run, options.skip) for run in (trained(name, folder) for name in NETWORKS)}
+        made = {run: exported(run, options.skip) for run in (trained(name, folder) for name in options.networks)}
         if not options.measure:
             return
         rows = [row for run, files in made.items() for row in measured(run, files, photograph, options.rounds)]

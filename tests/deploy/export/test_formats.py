@@ -14,10 +14,11 @@ from torch import nn
 import convnext
 from convnext.cli import main
 from convnext.data.preprocessing import Preprocessing
-from convnext.deploy.export import onnx_format
+from convnext.deploy.export import aoti_format, onnx_format, torch_format
 from convnext.deploy.export import opening as openings
 from convnext.deploy.export.card import Card
 from convnext.deploy.export.formats import FORMATS, format_named
+from convnext.deploy.export.graph import program_of
 from convnext.deploy.export.order import Order
 from convnext.errors import RunError, UsageError
 from convnext.models.convnext import VARIANTS
@@ -69,30 +70,20 @@ def assert_same(model: nn.Module, exported: nn.Module, *shapes: tuple[int, ...])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_every_network(name: str, format: str, tmp_path: Path) -> None:
-    path = tmp_path / f"a{FORMATS[format].suffix}"
-    model, exported = written(name, format, path)
-    assert_same(model, exported, (3, 3, 64, 64), (1, 3, 64, 64))
+def test_every_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = []
+    monkeypatch.setattr(torch_format, "program_of", lambda *words: programs.append(program_of(*words)) or programs[0])
+    monkeypatch.setattr(onnx_format, "program_of", lambda *_: programs[0])  # the same, and it takes its time
+    for format in ("torch", "onnx"):
+        model, exported = written(name, format, tmp_path / f"a{FORMATS[format].suffix}")
+        assert_same(model, exported, (3, 3, 64, 64), (1, 3, 64, 64))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet", "gelu", "separate_downsampling", *small_variants()])
+@pytest.mark.parametrize("name", ["resnet", "separate_downsampling", "IsotropicConvNeXt {}"])
 def test_openvino(name: str, tmp_path: Path) -> None:
     model, exported = written(name, "openvino", tmp_path / "a.xml", size=None)
     assert_same(model, exported, (3, 3, 64, 64), (1, 3, 32, 80))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["layer_norm", "ConvNeXt {'grn': True, 'layer_scale': None}"])
-def test_aoti(name: str, tmp_path: Path) -> None:
-    model, exported = written(name, "aoti", tmp_path / "a.pt2")
-    assert_same(model, exported, (3, 3, 64, 64), (1, 3, 64, 64))
-    with zipfile.ZipFile(tmp_path / "a.pt2") as archive:
-        (card,) = [entry for entry in archive.namelist() if entry.endswith("/extra/convnext.json")]
-        said = json.loads(archive.read(card))
-    assert json.loads(said["classes"]) == list("abcde")
-    assert said["instructions"] == torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.mark.parametrize(
@@ -125,12 +116,11 @@ def test_any_size_and_number_in_onnx(tmp_path: Path) -> None:
 )
 def test_precisions(format: str, precision: str, smaller: float, run: Path, tmp_path: Path) -> None:
     suffix = FORMATS[format].suffix
-    whole = convnext.export(run, format, out=tmp_path / f"a{suffix}")
     exported = convnext.export(run, format, precision=precision, out=tmp_path / f"b{suffix}", with_preprocessing=True)
-    assert exported.bytes * smaller < whole.bytes
+    assert exported.bytes * smaller < (run / "best.safetensors").stat().st_size
     assert exported.checked.agreement is not None
     assert exported.checked.agreement >= 0.95
-    assert whole.checked.difference < 1e-5 < exported.checked.difference  # it is not fp32 in disguise
+    assert exported.checked.difference > 1e-5  # it is not fp32 in disguise
     x = prepared(run, 8)
     with torch.inference_mode():
         found, expected = convnext.load(exported.path).model(x).softmax(1), convnext.load(run).model(x).softmax(1)
@@ -143,6 +133,19 @@ def test_aoti_in_int8(run: Path, tmp_path: Path) -> None:
     assert exported.checked.agreement is not None
     assert exported.checked.agreement >= 0.95
     assert exported.checked.difference > 1e-5
+    x = prepared(run, 5)
+    with torch.inference_mode():
+        found, expected = convnext.load(exported.path).model(x), convnext.load(run).model(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * expected.abs().max().item())
+    with zipfile.ZipFile(exported.path) as archive:
+        (card,) = [entry for entry in archive.namelist() if entry.endswith("/extra/convnext.json")]
+        said = json.loads(archive.read(card))
+    assert json.loads(said["classes"]) == [str(digit) for digit in range(10)]
+    assert said["instructions"] == torch.backends.cpu.get_cpu_capability()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aoti_format, "vector_instructions", lambda: "DEFAULT")
+        with pytest.raises(RunError, match=r"for processors with \w+, this one has DEFAULT: export it here"):
+            convnext.load(exported.path)
 
 
 def test_bf16_in_a_program_is_bf16(run: Path, tmp_path: Path) -> None:

@@ -242,6 +242,14 @@ def test_metadata_that_is_not_ours(change: Callable[[dict[str, str]], Any], said
         read_card(words)
 
 
+def test_what_a_stranger_wrote_cannot_command_a_terminal() -> None:
+    words = CARD.to_metadata() | {"model": "a\x1b[2Jb", "classes": json.dumps(["cat\x07", "dog"])}
+    card = read_card(words | {"notes": json.dumps(["\x1b]0;title\x07"])})
+    assert card is not None
+    assert all(text.isprintable() for text in (card.model, *card.classes, *card.notes))
+    assert card.classes[1] == "dog"
+
+
 def test_metadata_of_others_is_none() -> None:
     assert read_card({"classes": "[]", "names": "{}"}) is None
 

@@ -8,10 +8,11 @@ from typing import Any
 from convnext import __version__
 from convnext.data.preprocessing import Preprocessing
 from convnext.environment import installed_version
-from convnext.errors import UsageError
+from convnext.errors import UsageError, printable
 
 MARK = "convnext"  # the entry that every file of this package has: the version that wrote it
 LONGEST = 10_000_000  # characters of an entry; the names of 22,000 classes take a hundredth of it
+LONGEST_WORDS = 1000  # characters of a note or a class's name
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "torchao")
 
 
@@ -141,17 +142,17 @@ def read_card(metadata: Mapping[str, str]) -> Card | None:
         if not (words and whole and counts and documents and isinstance(values["with_preprocessing"], bool)):
             raise ValueError("an entry is of another kind than is written")
         return Card(
-            metadata["format"],
-            metadata["precision"],
-            metadata["model"],
-            tuple(classes),
+            printable(metadata["format"]),
+            printable(metadata["precision"]),
+            printable(metadata["model"]),
+            tuple(printable(name, LONGEST_WORDS) for name in classes),
             preprocessing,
             values["with_preprocessing"],
             shapes[0],
             shapes[1],
             numbers[0],
             numbers[1],
-            tuple(notes),
+            tuple(printable(note, LONGEST_WORDS) for note in notes),
             values["data"],
             values["versions"],
         )
