@@ -81,8 +81,10 @@ def test_a_signal_ends_it_in_good_order(
     files = [("f", (str(number), picture(size=(600, 500), kind="jpeg"))) for number in range(32)]
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(httpx.post, f"{address}/predict", files=files, timeout=60) for _ in range(4)]
-        while not re.search(r"convnext_under_way_images (\d{2,})", httpx.get(f"{address}/metrics").text):
-            assert not all(request.done() for request in asked)
+        with httpx.Client(base_url=address, timeout=60) as client:
+            while 'convnext_seconds_count{part="receive"} 4.0' not in client.get("/metrics").text:
+                assert not any(request.done() and request.exception() for request in asked)
+        assert not all(request.done() for request in asked)
         process.send_signal(number)
         answers = [request.result() for request in asked]
     assert [answer.status_code for answer in answers] == [200] * 4
