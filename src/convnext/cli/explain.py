@@ -31,6 +31,7 @@ class Asked:
     json: bool
     device: str
     image_size: int | None
+    trust: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,6 +54,7 @@ def explain(
     json: bool = False,
     device: str = "auto",
     image_size: int | None = None,
+    trust: bool = False,
 ) -> None:
     """Show what a network looks at in pictures: Grad-CAM and occlusion over each, beside its most probable classes.
 
@@ -77,6 +79,7 @@ def explain(
         json: print one JSON document on stdout.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
         image_size: pixels a side of the image that --architecture counts for; None for the run's own, or else 224.
+        trust: open a .pt2 file that was not exported here as well, though it can run any code.
     """
     kinds: dict[str, tuple[bool, Callable[[Asked], None]]] = {
         "--receptive-field": (receptive_field, show_receptive_field),
@@ -85,7 +88,7 @@ def explain(
         "--architecture": (architecture, show_architecture),
         "--similarity": (similarity, show_similarity),
     }
-    asked = Asked(run, others, out, top, label, data, json, device, image_size)
+    asked = Asked(run, others, out, top, label, data, json, device, image_size, trust)
     chosen = [(option, show) for option, (wanted, show) in kinds.items() if wanted]
     if len(chosen) > 1:
         raise UsageError(
@@ -98,6 +101,8 @@ def explain(
         raise UsageError(f"--data is for {' and '.join(OVER_IMAGES)}: leave it out, or add one of them")
     if image_size is not None and option != "--architecture":
         raise UsageError("--image-size is for --architecture: leave it out, or add that")
+    if trust and option:
+        raise UsageError(f"--trust is for maps over pictures, and {option} looks into no exported file: leave it out")
     show(asked)
 
 
@@ -116,7 +121,7 @@ def show_maps(asked: Asked) -> None:
     paths = list(named_images(asked.others, sys.stdin))
     if not paths:
         raise UsageError("no images: standard input lists none")
-    classifier = open_explained(asked.run, asked.device)
+    classifier = open_explained(asked.run, asked.device, asked.trust)
     say_warnings(classifier.notes, console_on(sys.stderr))
     folder, names = asked.out or default_folder(asked.run), FigureNames()
     entries, unreadable = [], []

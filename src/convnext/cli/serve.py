@@ -21,6 +21,7 @@ def serve(
     max_files: int = 32,
     queue: int = 128,
     timeout: float = 30,
+    trust: bool = False,
 ) -> None:
     """Serve a trained network: a page to drop pictures on, and POST /predict for programs.
 
@@ -28,7 +29,7 @@ def serve(
     Ctrl-C (status 130) finish what is under way. Nothing that comes in is written to a disk.
 
     Args:
-        run: a run's folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
+        run: a run's folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
             weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         host: the address to listen on; 0.0.0.0 for all of this machine's: whoever reaches it may use it.
         port: the port to listen on; 0 for any that is free.
@@ -41,6 +42,7 @@ def serve(
         max_files: of a request; more are answered with 422.
         queue: images of all requests that are under way; more are answered with 429.
         timeout: seconds for a request; then it is answered with 503.
+        trust: open a .pt2 file that was not exported here as well, though it can run any code.
     """
     try:
         import fastapi  # noqa: F401
@@ -59,7 +61,7 @@ def serve(
     limits = Limits(max_batch, max_wait_ms, max_bytes, max_pixels, max_files, queue, timeout)
     bound = bind(host, port)
     try:
-        classifier = open_classifier(run, device)
+        classifier = open_classifier(run, device, trust)
         say_warnings(classifier.notes, console_on(sys.stderr))
         if not is_local(bound):
             say_warnings(

@@ -14,6 +14,7 @@ from PIL import Image
 
 import convnext
 from convnext.cli import main
+from convnext.data import load_data
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.export.card import Card, read_card
 from convnext.deploy.export.graph import PicturesGraph, input_of
@@ -270,6 +271,21 @@ def test_a_pt2_file_of_another_user_is_not_opened_unless_trusted(
     assert not opened
     assert convnext.load(moved, trust=True).classes
     assert len(opened) == 1
+
+
+def test_explaining_by_a_file_draws_what_takes_no_gradients_and_asks_for_trust(
+    program: convnext.Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another user"))
+    picture, _ = load_data("digits").val.read(0)
+    with pytest.raises(UsageError, match="can run any code"):
+        convnext.explain(program.path, picture)
+    (explained,) = convnext.explain(program.path, picture, trust=True)
+    assert explained.top[0].label == convnext.load(program.path, trust=True).predict(picture)[0].label
+    assert explained.grad_cam is None
+    assert explained.occlusion is not None
+    assert explained.occlusion.shape == (32, 32)
+    assert explained.occlusion.abs().max() > 0
 
 
 def test_a_pt2_file_that_was_changed_is_not_opened(program: convnext.Exported, tmp_path: Path) -> None:

@@ -68,7 +68,13 @@ class Explanation:
 
 
 def explain(
-    run: str | Path | Classifier, images: Any, *, label: str | None = None, top: int = 5, device: str = "auto"
+    run: str | Path | Classifier,
+    images: Any,
+    *,
+    label: str | None = None,
+    top: int = 5,
+    device: str = "auto",
+    trust: bool = False,
 ) -> list[Explanation]:
     """What a network sees in pictures, and where: classes, Grad-CAM, and a map without gradients (occlusion).
 
@@ -78,6 +84,7 @@ def explain(
         label: the class to explain; by default the most probable one of each picture.
         top: classes to name for each picture.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        trust: open a ``.pt2`` file that was not exported here as well, though it can run any code.
 
     Returns:
         An explanation a picture, in their order; of one that cannot be read, with its ``error``.
@@ -86,14 +93,15 @@ def explain(
         UsageError: there is no such run or class, captum is not installed, or a picture is of a kind that is not taken.
         RunError: a file of the run is damaged, or the network's outputs are not finite.
     """
-    classifier = run if isinstance(run, Classifier) else open_explained(run, device)
+    classifier = run if isinstance(run, Classifier) else open_explained(run, device, trust)
     return list(explain_each(classifier, images, label, top))
 
 
-def open_explained(run: str | Path, device: str = "auto") -> Classifier:
+def open_explained(run: str | Path, device: str = "auto", trust: bool = False) -> Classifier:
     """A network to explain pictures by, which leaves it to its caller to say the classifier's ``notes``."""
-    studied = open_studied(str(run), published=True)
+    studied = open_studied(str(run), published=True, trust=trust)
     notes = studied.notes if has_gradients(studied.model) else (*studied.notes, NO_GRADIENTS)
+    device = device if studied.trained is None else studied.trained.device_name(device)
     return Classifier(studied.model, studied.classes, studied.preprocessing, studied.name, device, notes)
 
 

@@ -49,20 +49,21 @@ def is_built(name: str) -> bool:
     return not Path(name).exists() and ((is_reference(name) and "." not in name) or name in list_models())
 
 
-def open_studied(name: str, *, published: bool = False) -> Studied:
+def open_studied(name: str, *, published: bool = False, trust: bool = False) -> Studied:
     """A network by what it is called.
 
     Args:
         name: what :func:`convnext.load` opens, or a network's name, such as ``roadmap_micro/kernel_7``.
         published: take ``convnext_tiny`` or ``torchvision/resnet50`` for the network with the weights published for
             it, as `convnext predict` does, rather than for an untrained one.
+        trust: open a ``.pt2`` file that was not exported here as well, though it can run any code.
 
     Raises:
         UsageError: there is no such run, file or network.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
     if not is_built(name) or (published and is_published(name)):
-        opened = open_trained(name)
+        opened = open_trained(name, trust)
         return Studied(name, opened.model, opened.classes, opened.preprocessing, opened, opened.notes)
     model = seeded(lambda: create_model(name))
     note = f"{name} is untrained (seed {SEED}): for a trained one, name a run, a weights file or VARIANT.TAG"
