@@ -161,14 +161,14 @@ def test_its_values_are_those_of_the_blocks_outputs() -> None:
 
 @pytest.fixture
 def folder(make_folder: MakeFolder) -> str:
-    """A folder of 40 pictures of noise."""
-    return str(make_folder({"a": 20, "b": 20}))
+    """A folder of 10 pictures of noise."""
+    return str(make_folder({"a": 5, "b": 5}))
 
 
 def test_networks_are_opened_by_name_and_see_the_same_pictures(folder: str) -> None:
     found = similarity("roadmap_micro/resnet", "roadmap_micro/kernel_7", folder, device="cpu")
     assert found.names == ("roadmap_micro/resnet", "roadmap_micro/kernel_7")
-    assert (found.images, found.data) == (40, folder)
+    assert (found.images, found.data) == (10, folder)
     assert any("untrained" in note for note in found.notes)
     again = similarity("roadmap_micro/resnet", "roadmap_micro/kernel_7", folder, device="cpu")
     assert torch.equal(found.values, again.values)
