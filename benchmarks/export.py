@@ -37,8 +37,8 @@ from convnext.training.recipes import digits
 
 NETWORKS = ("convnext_tiny", "convnextv2_atto")
 SIZE, BATCH = 224, 8
-STARTS = 2  # that count, behind one that brings the files into memory
-SECONDS = 90  # begin no further round of a network later than this
+STARTS = 2  # the files are in memory, as they were just opened
+SECONDS = 60  # begin no further round of a network later than this
 
 
 def trained(name: str, folder: Path) -> Path:
@@ -87,7 +87,7 @@ def measured(run: Path, files: dict[Path, dict[str, Any]], photograph: Path, rou
     with torch.inference_mode():
         calls = {path: lambda network=network: network(images) for path, network in networks.items()}
         times = alternate(calls, rounds, warm_up=1, seconds=SECONDS)
-    starts = alternate({path: lambda path=path: cold_start(path, photograph) for path in networks}, STARTS, warm_up=1)
+    starts = alternate({path: lambda path=path: cold_start(path, photograph) for path in networks}, STARTS, warm_up=0)
     rows = []
     for path, taken in times.items():
         facts = files.get(path)
