@@ -29,8 +29,8 @@ def serve(
     Ctrl-C (status 130) finish what is under way. Nothing that comes in is written to a disk.
 
     Args:
-        run: a run's folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
-            weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
+        run: a run's folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the
+            authors' published weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         host: the address to listen on; 0.0.0.0 for all of this machine's: whoever reaches it may use it.
         port: the port to listen on; 0 for any that is free.
         top: classes to name for each picture, where a request does not say how many.
