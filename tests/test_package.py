@@ -25,12 +25,13 @@ def seconds_of(*words: str) -> float:
 
 def test_import_is_quick_and_does_not_load_torch() -> None:
     code = "import sys, convnext; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
-    assert seconds_of("-c", code) < 0.15
+    # A seventh of a second, or on a busy machine twice what two modules of Python's own take.
+    assert seconds_of("-c", code) < max(0.15, 2 * seconds_of("-c", "import asyncio, http.client"))
 
 
 def test_help_is_quick() -> None:
     # Half a second, or on a slow machine what the parser alone takes a few times.
-    assert seconds_of("-m", "convnext", "--help") < max(0.5, 4 * seconds_of("-c", "import tyro"))
+    assert seconds_of("-m", "convnext", "--help") < max(0.5, 6 * seconds_of("-c", "import tyro"))
 
 
 @pytest.mark.parametrize("name", convnext.__all__)
