@@ -38,7 +38,7 @@ lint: $(VENV)/installed-lint
 	$(BIN)/pyright
 
 $(VENV)/installed-bench: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[bench,onnx,openvino,serve,torchao]' --constraint constraints.txt
 	touch $@
 
 bench: $(VENV)/installed-bench  ## speed and memory against timm, torchvision and transformers, as committed in benchmarks/results
@@ -50,6 +50,8 @@ bench: $(VENV)/installed-bench  ## speed and memory against timm, torchvision an
 	$(BIN)/python benchmarks/training_kernels.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/serve.py
 
 bench-gpu: $(VENV)/installed-bench  ## the fused kernels on this machine's GPU, in under 8 minutes
 	$(BIN)/python benchmarks/gpu.py
