@@ -1,6 +1,6 @@
 """The images over which a network is studied: its run's held-out ones, other data, or two photographs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from convnext.data.held_out import load_held_out
 from convnext.data.images import UnreadableImageError, read_picture
 from convnext.deploy.explain.networks import Studied
 from convnext.deploy.held_out import images_for
+from convnext.deploy.photographs import crops
 from convnext.errors import RunError, UsageError
 
 MOST = 50  # images; more change the averages little
@@ -73,18 +74,7 @@ def sources(studied: Studied, data: str | None) -> tuple[str, list[Callable[[], 
     elif trained is not None and trained.recipe is not None:
         held_out = images_for(trained, None)
     else:
-        pieces = list(photograph_pieces())
+        pieces = list(crops((TILE,), TILE, TILE))
         return "pieces of two photographs", [lambda piece=piece: piece for piece in pieces]
     images = held_out.images
     return f"{held_out.name}, {held_out.part}", [lambda i=i: images.read(i)[0] for i in range(len(images))]
-
-
-def photograph_pieces() -> Iterator[Image.Image]:
-    """Squares of the two photographs that scikit-learn ships, a temple and a flower."""
-    from sklearn.datasets import load_sample_images
-
-    for pixels in load_sample_images().images:  # pyright: ignore[reportAttributeAccessIssue]
-        height, width = pixels.shape[:2]
-        for top in range(0, height - TILE + 1, TILE):
-            for left in range(0, width - TILE + 1, TILE):
-                yield Image.fromarray(pixels[top : top + TILE, left : left + TILE])

@@ -13,6 +13,7 @@ from convnext.data.folder import EXTENSIONS, image_files
 from convnext.data.images import UnreadableImageError, read_picture
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.held_out import own_images
+from convnext.deploy.photographs import crops
 from convnext.deploy.trained import Trained
 from convnext.errors import RunError, UsageError
 
@@ -45,7 +46,8 @@ def images_to_check(
             held_out = None  # gone since the training
         if held_out is not None:
             return prepared(readers(held_out.images), preprocessing), f"{held_out.part} of {held_out.name}"
-    return prepared([lambda crop=crop: crop for crop in crops()], preprocessing), "crops of two photographs"
+    squares = crops((240, 320, 420), across=110, down=90)
+    return prepared([lambda square=square: square for square in squares], preprocessing), "crops of two photographs"
 
 
 def images_to_calibrate(trained: Trained, preprocessing: Preprocessing, folder: Path | None) -> Tensor:
@@ -109,22 +111,6 @@ def prepared(pictures: Sequence[Callable[[], Image.Image]], preprocessing: Prepr
     if not images:
         raise RunError(f"no image to check the export on can be read: {why}")
     return torch.stack(images)
-
-
-def crops() -> list[Image.Image]:
-    """Parts of two photographs."""
-    from sklearn.datasets import load_sample_images
-
-    found = []
-    for pixels in load_sample_images().images:  # (427, 640, 3)
-        picture = Image.fromarray(pixels)
-        found += [
-            picture.crop((left, top, left + side, top + side))
-            for side in (240, 320, 420)
-            for left in range(0, 640 - side + 1, 110)
-            for top in range(0, 427 - side + 1, 90)
-        ]
-    return spread(found)
 
 
 def resized(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
