@@ -98,7 +98,7 @@ def explain(
     if label is not None and option:
         raise UsageError(f"--label is the class that maps over pictures explain, and {option} draws none: leave it out")
     if data is not None and option not in OVER_IMAGES:
-        raise UsageError(f"--data is for {' and '.join(OVER_IMAGES)}: leave it out, or add one of them")
+        raise UsageError(f"--data is for {', '.join(OVER_IMAGES)}: leave it out, or add one of them")
     if image_size is not None and option != "--architecture":
         raise UsageError("--image-size is for --architecture: leave it out, or add that")
     if trust and option:
