@@ -96,7 +96,7 @@ def test_ctrl_c_says_what_is_left(run: str, capsys: Capture, monkeypatch: pytest
         (["run", "photos", "--label", "cta"], 2, "unknown class 'cta': did you mean cat"),
         (["run", "photos", "--top", "0"], 2, "top is 0, needs 1 or more"),
         (["run", "photos", "--device", "tpu"], 2, "device 'tpu' cannot be used here"),
-        (["run", "photos", "--data", "photos"], 2, "--data is for --receptive-field, --activity, --similarity: leave it out"),
+        (["run", "photos", "--data", "photos"], 2, "--data is for --receptive-field, --activity, --similarity"),
         (["run", "--activity", "--label", "cat"], 2, "--label is the class that maps over pictures explain"),
         (["run", "photos", "--out", "text"], 1, "cannot write text/0.png"),
         (["roadmap_micro/kernel_6", "photos"], 2, "no run folder roadmap_micro/kernel_6"),
