@@ -1,6 +1,8 @@
 """`convnext.export`: a file that its own runtime opens and that computes what the network computes, or no file."""
 
+import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,15 @@ def test_wrong_words(words: list[str], said: str, run: Path, capsys: Capture) ->
 def test_an_exported_file_is_not_exported_again(onnx: convnext.Exported) -> None:
     with pytest.raises(UsageError, match="is exported already"):
         convnext.export(onnx.path, "onnx")
+
+
+def test_the_pages_table_is_the_measured_one() -> None:
+    root = Path(__file__).parents[3]
+    with (root / "benchmarks" / "results" / "export-cpu-avx2.csv").open() as file:
+        names = "format", "precision", "images_per_second", "times_as_fast", "megabytes", "cold_start_seconds"
+        measured = {tuple(row[name] for name in names) for row in csv.DictReader(file)}
+    number = r"[\d.]+"
+    row = rf"^\| (\w+) \| (\w+) \| .* \| .* \| ({number}) \| ({number}) \| ({number}) \| ({number}) \|$"
+    shown = re.findall(row, (root / "docs" / "export.md").read_text(), re.MULTILINE)
+    assert len(shown) >= 11
+    assert set(shown) <= measured

@@ -4,6 +4,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from convnext.cli import main
 from convnext.data import load_data
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.export.card import Card, read_card
-from convnext.deploy.export.graph import PicturesGraph, input_of
+from convnext.deploy.export.graph import PicturesGraph, batches_of, input_of
 from convnext.deploy.export.opening import is_exported
 from convnext.deploy.measured import measured_network
 from convnext.deploy.opening import open_trained
@@ -76,6 +77,17 @@ def test_grey_is_pillows_to_the_bit() -> None:
     card = Card("onnx", "fp32", "small", ("a", "b"), preprocessing, with_preprocessing=True)
     again = PicturesGraph(Flat(), preprocessing)(input_of(grey, card))  # made pictures, and grey again
     torch.testing.assert_close(again, grey.flatten(1).softmax(1), rtol=1e-6, atol=0)
+
+
+def test_calibration_fills_batches_of_a_fixed_number() -> None:
+    images = torch.randn(5, 3, 8, 8)
+    free, fixed = (Card("onnx", "int8", "small", ("a",), Preprocessing.whole(8), batch=batch) for batch in (None, 4))
+    assert [len(batch) for batch in batches_of(images, free)] == [5]
+    found = batches_of(images, fixed)
+    assert [len(batch) for batch in found] == [4, 4]
+    torch.testing.assert_close(torch.cat(found), torch.cat([images, images[:3]]), rtol=0, atol=0)
+    many = replace(fixed, batch=12)
+    assert [len(batch) for batch in batches_of(images, many)] == [12]
 
 
 def test_an_exported_file_only_infers_and_says_so(onnx: convnext.Exported) -> None:

@@ -4,20 +4,20 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._inductor
 from torch import Tensor
 
 from convnext.deploy.export.extras import hushed, needed
-from convnext.deploy.export.graph import graph_of, input_of, program_of
+from convnext.deploy.export.graph import batches_of, graph_of, program_of
 from convnext.deploy.export.order import Loaded, Order, Written
 from convnext.deploy.export.pt2 import CARD, read_extra, write_bytes
 from convnext.environment import vector_instructions
 from convnext.errors import RunError, UsageError, reason
 
 INT8_EXTRA = "torchao"
-BATCH = 8
 FP32 = ("stem", "head", *(f"downsample_layers.{i}" for i in range(4)))  # little work, and costs accuracy
 INSTRUCTIONS = "instructions"  # the entry that says what the machine code needs of a processor
 LEVELS = ("DEFAULT", "AVX2", "AVX512")  # of x86, each of which has those before
@@ -65,10 +65,13 @@ def quantized(program: torch.export.ExportedProgram, order: Order) -> torch.expo
         network = "inner.network" if order.card.with_preprocessing else "network"
         for name in FP32:
             quantizer.set_module_name_qconfig(f"{network}.{name}", None)
-        observed = steps.prepare_pt2e(program.module(), quantizer)
-        for batch in input_of(order.calibration, order.card).split(order.card.batch or BATCH):
-            if len(batch) == (order.card.batch or len(batch)):
-                observed(batch)
+        graph: Any = program.module()
+        for node in graph.graph.nodes:
+            if node.target is torch.ops.aten.linear.default:  # the quantiser sees it by its module, if that is torch's
+                node.meta["source_fn_stack"] = [(node.name, torch.nn.functional.linear)]
+        observed = steps.prepare_pt2e(graph, quantizer)
+        for batch in batches_of(order.calibration, order.card):
+            observed(batch)
         converted = steps.convert_pt2e(observed)
         pt2e.move_exported_model_to_eval(converted)
     return program_of(converted, order.card)

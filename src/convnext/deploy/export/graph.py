@@ -12,6 +12,7 @@ from convnext.deploy.export.card import Card
 from convnext.errors import UsageError, reason
 from convnext.speed.fold import folded
 
+CALIBRATION_BATCH = 8
 GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 65536ths
 
 
@@ -128,3 +129,12 @@ def input_of(images: Tensor, card: Card) -> Tensor:
     mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in values)
     pixels = ((images.to("cpu", torch.float32) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+
+
+def batches_of(images: Tensor, card: Card) -> list[Tensor]:
+    """What a graph takes, of images to calibrate with: a few at a time, or as many as it takes, the last batch filled
+    with those of the first."""
+    inputs, count = input_of(images, card), card.batch or CALIBRATION_BATCH
+    if card.batch:
+        inputs = inputs[torch.arange(-(-len(inputs) // count) * count) % len(inputs)]
+    return list(inputs.split(count))

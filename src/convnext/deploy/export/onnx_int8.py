@@ -8,11 +8,10 @@ that costs accuracy.
 from typing import Any
 
 from convnext.deploy.export.extras import hushed, needed
-from convnext.deploy.export.graph import input_of
+from convnext.deploy.export.graph import batches_of
 from convnext.deploy.export.order import Order
 
 EXTRA = "onnx"
-BATCH = 8
 
 
 def quantize(model: Any, order: Order, large: bool) -> Any:
@@ -25,16 +24,14 @@ def quantize(model: Any, order: Order, large: bool) -> Any:
     """
     ir, quantization = needed("onnx_ir", EXTRA), needed("onnxruntime.quantization", EXTRA)
     assert order.calibration is not None
-    inputs = input_of(order.calibration, order.card)
-    batches = iter(inputs.split(order.card.batch or BATCH))
+    batches = iter(batches_of(order.calibration, order.card))
 
     class Reader(quantization.CalibrationDataReader):
         """What the quantiser takes its images from."""
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(batches, None)
-            whole = batch is not None and (order.card.batch is None or len(batch) == order.card.batch)
-            return {order.card.input_name: batch.numpy()} if batch is not None and whole else None
+            return None if batch is None else {order.card.input_name: batch.numpy()}
 
     folder = order.path.parent / "int8"
     folder.mkdir()

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from convnext.deploy.export.extras import hushed, needed
-from convnext.deploy.export.graph import graph_of, input_of, program_of
+from convnext.deploy.export.graph import batches_of, graph_of, program_of
 from convnext.deploy.export.order import Loaded, Order, Written
 from convnext.files import writing
 
 EXTRA = "openvino"
 SECTION = "convnext"  # of rt_info
-BATCH = 8
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -50,8 +49,7 @@ def quantized(model: Any, order: Order) -> Any:
     with hushed():
         nncf = needed("nncf", EXTRA)
     assert order.calibration is not None
-    count = order.card.batch or BATCH
-    batches = [batch.numpy() for batch in input_of(order.calibration, order.card).split(count) if len(batch) == count]
+    batches = [batch.numpy() for batch in batches_of(order.calibration, order.card)]
     with hushed():
         return nncf.quantize(
             model,
