@@ -125,6 +125,7 @@ def wait_for_checkpoint(folder: Path, after: int, process: subprocess.Popen[str]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a start a kill, on a processor that other tests share
 def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
     """Killed (-9) at random moments of training, checkpointing, evaluation and start, with a reading process."""
     long = recipe(data, epochs=40, workers=1)
