@@ -4,10 +4,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 from convnext.quantities import per_second
 
@@ -17,6 +19,16 @@ PLAIN_SECONDS = 10  # between two plain lines of progress, where no terminal sho
 def console_on(stream: IO[str]) -> Console:
     """A console on stdout or stderr; wide where a file or a pipe reads along."""
     return Console(file=stream, width=None if stream.isatty() else 120)
+
+
+def table_of(title: Any, **options: Any) -> Table:
+    """A table without columns yet, as every command draws them: a line below the heads.
+
+    Args:
+        title: above it; text with brackets in it as a ``rich.text.Text``.
+        options: rich's.
+    """
+    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, **options)
 
 
 def say(line: str, console: Console) -> None:

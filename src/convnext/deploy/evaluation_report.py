@@ -5,11 +5,11 @@ import io
 import json
 from pathlib import Path
 
-from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from convnext.console import table_of
 from convnext.deploy.evaluate import Evaluation
 from convnext.files import write_atomically
 from convnext.quantities import per_second
@@ -101,7 +101,7 @@ def class_table(evaluation: Evaluation) -> Table:
         title = f"the {SHOWN} classes with the lowest F1, of {len(classes)}"
     elif len(chosen) < len(classes):
         title = f"the {len(chosen)} classes with images, of {len(classes)}"
-    view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
+    view = table_of(title)
     view.add_column("class", overflow="fold")
     for name in ("precision", "recall", "F1", "images"):
         view.add_column(name, justify="right", no_wrap=True)

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from convnext.console import table_of
 from convnext.quantities import megabytes, per_second
 
 
@@ -15,12 +14,7 @@ def tables(document: dict[str, Any]) -> RenderableType:
     """The document of :meth:`convnext.speed.benchmark.Benchmark.document`: a table, and what it says in lines."""
     facts = document["environment"]
     machine = facts["gpu"] if facts["device"].startswith("cuda") else facts["processor"]
-    view = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=Text(f"{machine}, {facts['threads']} threads, torch {facts['versions']['torch']}"),
-    )
+    view = table_of(Text(f"{machine}, {facts['threads']} threads, torch {facts['versions']['torch']}"))
     for name in ("network", "library", "mode", "precision"):
         view.add_column(name, no_wrap=name != "network")
     for name in ("batch", "setting", "images/s", "quartiles", "ceiling", "peak memory"):

@@ -4,13 +4,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from convnext.console import say, say_warnings
+from convnext.console import say, say_warnings, table_of
 from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.run import Update
 from convnext.training.progress import describe
@@ -65,13 +64,8 @@ def table(results: dict[str, Any], caption: str = "") -> Table:
     """The results as a table: cost, speed, accuracy, and the paper's figures in columns of their own."""
     trained = any(row["top1"] for row in [*results["steps"], *results["references"]])
     size, data = results["image_size"], results["data"]
-    view = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=Text(
-            f"ResNet to ConvNeXt, regime {results['regime']}: {data}, {results['num_classes']} classes, {size} px"
-        ),
+    view = table_of(
+        Text(f"ResNet to ConvNeXt, regime {results['regime']}: {data}, {results['num_classes']} classes, {size} px"),
         caption=Text("\n".join(filter(None, [LEGEND, caption]))),
         caption_justify="left",
     )
