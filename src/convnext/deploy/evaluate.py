@@ -95,8 +95,8 @@ def evaluate(
         RunError: a file is damaged or missing, or no image can be read.
     """
     name = str(run)
-    without_data = is_published(name) or is_exported(name) or is_weights(name)
-    if data is None and without_data and (is_published(name) or Path(name).exists()):
+    file = (is_exported(name) or is_weights(name)) and Path(name).exists()
+    if data is None and (file or is_published(name)):
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
     with joined(device) as processes:
         trained = open_trained(name, trust)

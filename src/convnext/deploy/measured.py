@@ -2,7 +2,7 @@
 
 from convnext.deploy.export.runtime import RuntimeNetwork
 from convnext.deploy.opening import is_trained, open_trained
-from convnext.speed.plan import Exported, Network
+from convnext.speed.plan import FileFacts, Network
 
 
 def measured_network(name: str, trust: bool = False) -> Network:
@@ -23,5 +23,5 @@ def measured_network(name: str, trust: bool = False) -> Network:
     model, exported = trained.model, None
     if isinstance(model, RuntimeNetwork):
         card = model.card
-        exported = Exported(card.precision, card.macs, card.channels, any_size=card.size is None)
+        exported = FileFacts(card.precision, card.macs, card.channels, any_size=card.size is None)
     return Network(name, model, trained.preprocessing.image_size, exported)

@@ -14,14 +14,14 @@ from convnext.models.cost import cost, image_channels
 from convnext.speed.case import CEILING, OURS, Case, Mode, Precision
 from convnext.speed.peers import check_libraries, has_network, library_of
 from convnext.speed.pinning import choose_threads, processors_for
-from convnext.speed.settings import settings_for
+from convnext.speed.settings import EXPORTED, settings_for
 from convnext.training.machine import autocast_for, choose_device, has_bf16
 
 DEFAULT_IMAGE_SIZE = 224
 
 
 @dataclass(frozen=True)
-class Exported:
+class FileFacts:
     """What an exported file says of itself, in which nothing can be counted.
 
     Attributes:
@@ -51,7 +51,7 @@ class Network:
     name: str
     model: nn.Module | None = None
     image_size: int = DEFAULT_IMAGE_SIZE
-    exported: Exported | None = None
+    exported: FileFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,13 @@ def make_plan(
     for mode, batch, precision in product(dict.fromkeys(modes), dict.fromkeys(batches), columns):
         group = [Case("matrix products", CEILING, mode, precision, batch, "eager", device=str(used))]  # pyright: ignore
         for name, library in [(network, library) for network in libraries for library in libraries[network]]:
-            own = files.get(name)  # the precision of a file, which is measured once
-            if own and precision == columns[0]:
-                row = name, library, mode, own, batch, "exported", sizes[name], channels[name], str(used)
-                group.append(Case(*row))  # pyright: ignore
-            if own:
-                continue
+            if name in files and precision != columns[0]:
+                continue  # it has a precision of its own, and is measured once
+            settings = [*EXPORTED] if name in files else settings_for(library, mode, compiled)  # pyright: ignore
+            own = files.get(name, precision)
             group += [
-                Case(name, library, mode, precision, batch, setting, sizes[name], channels[name], str(used))  # pyright: ignore
-                for setting in settings_for(library, mode, compiled)  # pyright: ignore
+                Case(name, library, mode, own, batch, setting, sizes[name], channels[name], str(used))  # pyright: ignore
+                for setting in settings
             ]
         groups.append(group)
     models = {network.name: network.model for network in networks if network.model is not None}
@@ -200,7 +198,7 @@ def count(name: str, model: nn.Module, image_size: int) -> int:
 
 
 def macs_of_file(
-    network: Network, exported: Exported, image_size: int, modes: Sequence[str], device: torch.device
+    network: Network, exported: FileFacts, image_size: int, modes: Sequence[str], device: torch.device
 ) -> int:
     """Multiply-accumulates of one image, by what an exported file says.
 
