@@ -19,6 +19,7 @@ MARGIN, BETWEEN, INSIDE = 0.15, 0.2, 0.1  # around the figure; between two parts
 HEADER = 1.02  # a part's title, map and costs
 LABEL = 0.2  # what stands above a block
 HEADING = 0.5  # the figure's
+STAGE, EDGE = "#F4F4F4", "#BBBBBB"  # what a stage is filled with; what frames are drawn in
 PAGE, LEAST_WIDTH = 16.0, 7.0  # a wider network takes several rows
 
 
@@ -88,6 +89,13 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def draw_frame(axes: Axes, x: float, y: float, width: float, height: float, colour: str, edge: str = EDGE) -> None:
+    """A frame with round corners."""
+    box = "round,pad=0.04,rounding_size=0.07"
+    inner = ((x + 0.04, y + 0.04), width - 0.08, height - 0.08)
+    axes.add_patch(FancyBboxPatch(*inner, boxstyle=box, facecolor=colour, edgecolor=edge, linewidth=0.9, zorder=0))
+
+
 def drawn_blocks(part: Part) -> list[list[Block]]:
     """A part's blocks that are drawn: one for each group that computes the same, the one with the most layers first."""
     return [sorted(group, key=lambda block: -len(block.layers)) for group in part.distinct()]
@@ -101,18 +109,8 @@ def part_width(part: Part) -> float:
 
 def draw_part(axes: Axes, x: float, y: float, width: float, depth: float, part: Part, shown: Architecture) -> None:
     """A part's frame, header and blocks."""
-    colour = "#F4F4F4" if part.kind == "stage" else "white"
-    frame = FancyBboxPatch(
-        (x + 0.05, y + 0.05),
-        width - 0.1,
-        HEADER + LABEL + depth + INSIDE - 0.1,
-        boxstyle="round,pad=0.05,rounding_size=0.08",
-        facecolor=colour,
-        edgecolor="#BBBBBB",
-        linewidth=0.8,
-        zorder=0,
-    )
-    axes.add_patch(frame)
+    colour = STAGE if part.kind == "stage" else "white"
+    draw_frame(axes, x, y, width, HEADER + LABEL + depth + INSIDE, colour)
     draw_header(axes, x + INSIDE, y + 0.08, width - 2 * INSIDE, part, shown)
     at = x + INSIDE
     top = y + HEADER + LABEL

@@ -8,19 +8,22 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from convnext.deploy.evaluation_figures import shortened
 from convnext.deploy.explain.architecture import map_size
 from convnext.deploy.explain.architecture_figure import (
     BETWEEN,
+    EDGE,
     HEADING,
     INSIDE,
     LEAST_WIDTH,
     MARGIN,
     PAGE,
+    STAGE,
     arrow,
     canvas,
+    draw_frame,
     draw_heading,
 )
 from convnext.deploy.explain.block_drawing import CHANGED, ONLY, WIDTH, draw_block, measure
@@ -148,8 +151,8 @@ def draw_strip(axes: Axes, y: float, pairs: Sequence[Pair], place: int) -> None:
 
 def draw_summary(axes: Axes, x: float, y: float, part: Part, other: Part | None) -> None:
     """One part's title, depth, map and costs."""
-    colour = "#F4F4F4" if part.kind == "stage" else "white"
-    draw_frame(axes, x, y, WIDTH, STRIP, colour, ORANGE if other is None else "#BBBBBB")
+    colour = STAGE if part.kind == "stage" else "white"
+    draw_frame(axes, x, y, WIDTH, STRIP, colour, ORANGE if other is None else EDGE)
     others = facts(other) if other else [""] * 3
     axes.text(x + 0.07, y + 0.06, part.title, fontsize=8.5, weight="bold", va="top")
     if part.kind == "stage":
@@ -169,13 +172,6 @@ def write(axes: Axes, x: float, y: float, text: str, differs: bool, ha: str = "l
     """A fact, in the colour of what differs where it does."""
     weight, colour = ("bold", ORANGE) if differs else ("normal", "black")
     axes.text(x, y, text, fontsize=7.5, va="top", ha=ha, weight=weight, color=colour)
-
-
-def draw_frame(axes: Axes, x: float, y: float, width: float, height: float, colour: str, edge: str) -> None:
-    """A frame with round corners."""
-    box = "round,pad=0.04,rounding_size=0.07"
-    inner = ((x + 0.04, y + 0.04), width - 0.08, height - 0.08)
-    axes.add_patch(FancyBboxPatch(*inner, boxstyle=box, facecolor=colour, edgecolor=edge, linewidth=0.9, zorder=0))
 
 
 def draw_legend(axes: Axes, x: float, y: float) -> None:
@@ -208,7 +204,7 @@ def in_two_lines(name: str) -> str:
 
 def draw_panel(axes: Axes, x: float, y: float, depth: float, panel: Panel, names: tuple[str, str]) -> None:
     """A title, and below it the blocks of both networks, marked where they differ."""
-    draw_frame(axes, x, y, panel.width, PANEL_HEADING + depth + INSIDE, "#F4F4F4", "#BBBBBB")
+    draw_frame(axes, x, y, panel.width, PANEL_HEADING + depth + INSIDE, STAGE)
     title = "\n".join(textwrap.wrap(panel.title, int(panel.width / 0.066)))
     axes.text(x + INSIDE, y + 0.07, title, fontsize=8.5, weight="bold", va="top", linespacing=1.05)
     marked = marks(panel.drawn[0][0], panel.drawn[1][0]) if len(panel.drawn) == 2 else ({}, {})
