@@ -1,12 +1,12 @@
 """Labelled images, in memory or in files, and the data sets made of them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from torch import Tensor
 from convnext.errors import ConvNeXtError
 
 Pixels = NDArray[Any]  # uint8 (H, W, 3), RGB
+Prepared = TypeVar("Prepared")
 
 
 class UnreadableImageError(ConvNeXtError):
@@ -74,6 +75,24 @@ def read_picture(path: Path) -> Image.Image:
     """
     with reading(path), Image.open(path) as image:
         return upright(image)
+
+
+def readable(
+    readers: Iterable[Callable[[], Image.Image]], prepare: Callable[[Image.Image], Prepared]
+) -> tuple[list[Prepared], list[str]]:
+    """What is prepared of pictures, and why some are left out: they cannot be read, or are too narrow to be resized.
+
+    Args:
+        readers: what reads each picture.
+        prepare: what is done with it; a ValueError means that it cannot be.
+    """
+    prepared, reasons = [], []
+    for read in readers:
+        try:
+            prepared.append(prepare(read()))
+        except (UnreadableImageError, ValueError) as error:
+            reasons.append(str(error))
+    return prepared, reasons
 
 
 def upright(image: Image.Image) -> Image.Image:

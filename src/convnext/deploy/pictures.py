@@ -39,12 +39,18 @@ class Given:
         """
         if isinstance(self.image, Tensor) and self.image.is_floating_point():
             return self.image
-        picture = read_file(self.path) if self.path is not None else self.picture()
+        picture = self.picture()
         with reading(Path(self.path or "the image")):  # which may be too narrow to be resized
             return pixels(picture, preprocessing)
 
     def picture(self) -> Image.Image:
-        """What was given itself, as a picture in RGB and upright, as it would be from its file."""
+        """The file's picture; or what was given itself, in RGB and upright, as it would be from its file.
+
+        Raises:
+            UnreadableImageError: the file cannot be read.
+        """
+        if self.path is not None:
+            return read_file(self.path)
         if isinstance(self.image, Tensor):
             return Image.fromarray(self.image.permute(1, 2, 0).squeeze(2).cpu().numpy())
         assert self.image is not None

@@ -56,7 +56,7 @@ class Trained:
     @property
     def has_gradients(self) -> bool:
         """Whether the network can be differentiated: an exported file only infers."""
-        return self.runtime is None
+        return has_gradients(self.model)
 
     def device_name(self, asked: str) -> str:
         """The device to use where ``asked`` was asked for: an exported file runs on the processor.
@@ -71,6 +71,11 @@ class Trained:
                 f"{self.name} is an exported file, which runs on the processor here: leave out --device {asked}"
             )
         return "cpu"
+
+
+def has_gradients(model: nn.Module) -> bool:
+    """Whether a network has weights to differentiate by, as an exported file has not."""
+    return next(model.parameters(), None) is not None
 
 
 def open_run(folder: Path) -> Trained:

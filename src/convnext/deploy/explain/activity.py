@@ -9,11 +9,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.deploy.explain.hidden import behind, hidden_of
-from convnext.deploy.explain.images import study_images
-from convnext.deploy.explain.networks import SEED, open_studied, untrained_and_trained
+from convnext.deploy.explain.images import subjects
+from convnext.deploy.explain.networks import SEED
 from convnext.deploy.explain.report import plain_table
 from convnext.errors import RunError, UsageError
-from convnext.training.machine import choose_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,16 +128,12 @@ def activity(names: Sequence[str], data: str | None = None, device: str = "auto"
         UsageError: there is no such network or data, or a network has no blocks with activations.
         RunError: a file is damaged, or values are not finite.
     """
-    torch_device = choose_device(device)
     networks: list[NetworkActivity] = []
     notes: list[str] = []
-    for name in names:
-        studied = open_studied(name)
-        images = study_images(studied, data)
-        notes += [*studied.notes, *images.notes]
-        for weights, model in untrained_and_trained(studied):
-            found = block_activity(model.to(torch_device), images.images.to(torch_device))
-            networks.append(NetworkActivity(name, weights, images.name, found))
+    for subject in subjects(names, data, device):
+        notes += subject.notes
+        found = block_activity(subject.model, subject.images.images)
+        networks.append(NetworkActivity(subject.name, subject.weights, subject.images.name, found))
     return Activity(tuple(networks), tuple(dict.fromkeys(notes)))
 
 

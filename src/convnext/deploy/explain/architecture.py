@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from convnext.console import table_of
 from convnext.deploy.explain.networks import IMAGE_SIZE, open_studied
 from convnext.deploy.opening import is_trained
 from convnext.errors import UsageError
@@ -188,7 +188,7 @@ def architecture_table(shown: Architecture) -> Table:
     found = shown.structure
     height, width = found.image_size
     title = f"{shown.name}, one image of {height}{TIMES}{width} pixels"
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
+    table = table_of(Text(title), title_justify="left")
     table.add_column("part", no_wrap=True)
     table.add_column("map", no_wrap=True)
     table.add_column("params", justify="right", no_wrap=True)

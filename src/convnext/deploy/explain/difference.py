@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from convnext.console import table_of
 from convnext.deploy.explain.architecture import (
     Architecture,
     architecture,
@@ -292,7 +292,7 @@ def entry(found: Difference, stage: int) -> list[list[Block] | None]:
 def difference_table(found: Difference) -> Table:
     """What differs, for a terminal."""
     names = (found.first.name, found.second.name)
-    table = Table(title=Text(f"{names[0]} and {names[1]}"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = table_of(Text(f"{names[0]} and {names[1]}"))
     for name in ("", *names):
         table.add_column(Text(name))
     for name, ours, theirs in found.design():

@@ -14,7 +14,8 @@ from convnext.deploy.classifier import Candidate, Classifier
 from convnext.deploy.explain.layers import map_layer
 from convnext.deploy.explain.maps import grad_cam, occlusion
 from convnext.deploy.explain.networks import open_studied
-from convnext.deploy.pictures import Given, given, read_file
+from convnext.deploy.pictures import Given, given
+from convnext.deploy.trained import has_gradients
 from convnext.errors import RunError, UsageError, unknown_name
 
 NO_GRADIENTS = "no Grad-CAM: this is no network of layers that torch can differentiate, such as an exported file"
@@ -51,7 +52,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The explanation as plain data, without picture and maps: an entry of ``convnext explain --json``."""
-        falls = None if self.occlusion is None else self.occlusion
+        falls = self.occlusion
         return {
             "path": self.path,
             "label": self.top[0].label if self.top else None,
@@ -129,7 +130,7 @@ def explanation(classifier: Classifier, image: Given, label: int | None, top: in
     """
     if isinstance(image.image, Tensor) and image.image.is_floating_point():
         raise UsageError("prepared floats are no pictures to draw maps over: give files, PIL images or uint8 values")
-    picture = read_file(image.path) if image.path is not None else image.picture()
+    picture = image.picture()
     pixels = Given(image=picture).prepared(classifier.preprocessing)
     prepared = classifier.on_device(pixels)[None].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -154,8 +155,3 @@ def explanation(classifier: Classifier, image: Given, label: int | None, top: in
         layer=map_layer(classifier.model, prepared) if seen else None,
         occlusion=occlusion(classifier.model, prepared, [chosen])[0].cpu(),
     )
-
-
-def has_gradients(model: torch.nn.Module) -> bool:
-    """Whether a network has weights to differentiate by, as an exported file has not."""
-    return next(model.parameters(), None) is not None

@@ -8,12 +8,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from convnext.deploy.explain.images import study_images
+from convnext.deploy.explain.images import subjects
 from convnext.deploy.explain.layers import as_map, stage_layers, watching
-from convnext.deploy.explain.networks import SEED, open_studied, untrained_and_trained
+from convnext.deploy.explain.networks import SEED
 from convnext.deploy.explain.report import plain_table
 from convnext.errors import RunError
-from convnext.training.machine import choose_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,18 +154,15 @@ def receptive_field(names: Sequence[str], data: str | None = None, device: str =
         UsageError: there is no such network or data, or a network has no maps.
         RunError: a file is damaged, or gradients are not finite.
     """
-    torch_device = choose_device(device)
     networks: list[NetworkFields] = []
     notes: list[str] = []
-    for name in names:
-        studied = open_studied(name)
-        images = study_images(studied, data)
-        notes += [*studied.notes, *images.notes]
-        for weights, model in untrained_and_trained(studied):
-            if weights == "untrained" and with_full_layer_scale(model):
-                notes.append(f"{name}: LayerScale is 1 in the untrained network (it begins near 0, which hides blocks)")
-            stages = stage_fields(model.to(torch_device), images.images.to(torch_device))
-            networks.append(NetworkFields(name, weights, images.name, images.images.shape[-1], stages))
+    for subject in subjects(names, data, device):
+        name, images = subject.name, subject.images.images
+        notes += subject.notes
+        if subject.weights == "untrained" and with_full_layer_scale(subject.model):
+            notes.append(f"{name}: LayerScale is 1 in the untrained network (it begins near 0, which hides blocks)")
+        stages = stage_fields(subject.model, images)
+        networks.append(NetworkFields(name, subject.weights, subject.images.name, images.shape[-1], stages))
     return ReceptiveFields(tuple(networks), tuple(dict.fromkeys(notes)))
 
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from convnext.console import table_of
 from convnext.deploy.answers import printable
 from convnext.deploy.evaluation_figures import shortened
 from convnext.deploy.explain.networks import is_built
@@ -53,7 +53,7 @@ class Found(Protocol):
 
 def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> Table:
     """A table for a terminal, of which the first ``words`` columns are words and the others figures."""
-    view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
+    view = table_of(title)
     for i, name in enumerate(columns):
         view.add_column(name, justify="left" if i < words else "right", overflow="fold")
     for row in rows:

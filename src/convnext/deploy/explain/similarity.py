@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
+from PIL import Image
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from convnext.data.images import UnreadableImageError
+from convnext.console import table_of
 from convnext.deploy.explain.cka import LEAST_BATCH, MinibatchCKA, centred_gram, evenly
-from convnext.deploy.explain.images import sources
+from convnext.deploy.explain.images import sample
+from convnext.deploy.explain.layers import watching
 from convnext.deploy.explain.networks import Studied, open_studied, untrained_twin
 from convnext.errors import UsageError
 from convnext.models.structure import Structure, structure
@@ -141,17 +140,12 @@ def pictures(one: Studied, other: Studied, data: str | None) -> tuple[str, list[
         What they are, in words; a pair (C, H, W) for each; which could not be read.
     """
     whose = one if one.trained is not None and one.trained.recipe is not None else other
-    name, readers = sources(whose, data)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    unreadable: list[str] = []
-    for place in torch.linspace(0, len(readers) - 1, min(MOST, len(readers))).round().int().tolist():
-        try:
-            picture = readers[place]()
-            image = one.preprocessing(picture)
-            pairs.append((image, image if other.preprocessing == one.preprocessing else other.preprocessing(picture)))
-        except (UnreadableImageError, ValueError) as error:  # the latter for what is too narrow to be resized
-            unreadable.append(f"skipped, cannot be read: {error}")
-    return name, pairs, unreadable
+
+    def pair(picture: Image.Image) -> tuple[Tensor, Tensor]:
+        image = one.preprocessing(picture)
+        return image, image if other.preprocessing == one.preprocessing else other.preprocessing(picture)
+
+    return sample(whose, data, MOST, pair)
 
 
 def batched_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -216,37 +210,19 @@ def points(found: Structure) -> list[Point]:
 def grams_of(model: nn.Module, where: Sequence[Point], images: Tensor) -> list[Tensor]:
     """The centred Gram matrices of a network's features at some points; each map is let go as soon as it is used."""
     found: dict[str, Tensor] = {}
-    with seen(model, [point.path for point in where], found):
-        model(images)
-    return [found[point.path] for point in where]
 
-
-@contextmanager
-def seen(model: nn.Module, paths: Sequence[str], found: dict[str, Tensor]) -> Iterator[None]:
-    """Put the Gram matrix of what each module puts out into ``found``."""
-
-    def see(path: str, module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+    def see(path: str, output: Tensor) -> None:
         found[path] = centred_gram(output)
 
-    handles = [model.get_submodule(path).register_forward_hook(partial(see, path)) for path in paths]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching({point.path: model.get_submodule(point.path) for point in where}, see):
+        model(images)
+    return [found[point.path] for point in where]
 
 
 def similarity_table(found: Similarity) -> Table:
     """The similarity between the ends of the stages, for a terminal."""
     lines = (f"linear CKA, {found.images} images", f"rows: {found.names[0]}", f"columns: {found.names[1]}")
-    table = Table(
-        title=Text("\n".join(lines)),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        min_width=max(map(len, lines)),
-    )
+    table = table_of(Text("\n".join(lines)), title_justify="left", min_width=max(map(len, lines)))
     ends = [(i, point) for i, point in enumerate(found.columns) if point.is_end]
     table.add_column("end of")
     for _, point in ends:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convnext.data import FileImages, MemoryImages, load_data
 from convnext.data.folder import EXTENSIONS, image_files
-from convnext.data.images import UnreadableImageError, read_picture
+from convnext.data.images import read_picture, readable
 from convnext.data.preprocessing import Preprocessing
 from convnext.deploy.held_out import own_images
 from convnext.deploy.photographs import crops
@@ -102,14 +102,9 @@ def prepared(pictures: Sequence[Callable[[], Image.Image]], preprocessing: Prepr
     Raises:
         RunError: none can be read.
     """
-    images, why = [], ""
-    for read in pictures:
-        try:
-            images.append(preprocessing(read()))
-        except (UnreadableImageError, ValueError) as error:
-            why = str(error)
+    images, reasons = readable(pictures, preprocessing)
     if not images:
-        raise RunError(f"no image to check the export on can be read: {why}")
+        raise RunError(f"no image to check the export on can be read: {reasons[-1]}")
     return torch.stack(images)
 
 

@@ -25,18 +25,11 @@ class RuntimeNetwork(nn.Module):
         card: what the file says of itself.
         call: from the graph's input to its output.
         reopen: opens the file again, in another process.
-
-    Attributes:
-        has_gradients: False; a runtime gives none.
-        macs: multiply-accumulates of one image of the network's size.
     """
-
-    has_gradients = False
 
     def __init__(self, path: Path, runtime: str, card: Card, call: Call, reopen: Callable[[Path], nn.Module]) -> None:
         super().__init__()
         self.path, self.runtime, self.card, self.call, self.reopen = path, runtime, card, call, reopen
-        self.macs = card.macs
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:
