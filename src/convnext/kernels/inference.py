@@ -35,8 +35,8 @@ def inference_library() -> ctypes.CDLL:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    opened = native.opened(LIBRARY)
+def _library(options: tuple[str, ...] = ()) -> ctypes.CDLL:
+    opened = native.opened(LIBRARY, options)
     sizes, number, real, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
     opened.convnext_block.argtypes = [pointer] * 8 + [sizes] * 4 + [number, sizes, real, number, number]
     opened.convnext_patches.argtypes = [pointer] * 4 + [sizes] * 4 + [number, sizes, real, number, number]

@@ -5,16 +5,20 @@
 
 #include <stddef.h>
 
-#if defined(__AVX512F__)
+#if !defined(LANES) && defined(__AVX512F__)
 #define LANES 16
-#define ROWS 14 // the maps of 224 px have 7, 14, 28 and 56 columns
-#else
+#elif !defined(LANES)
 #define LANES 8
-#define ROWS 6
 #endif
 #include "vectors.h"
 
-#if defined(__AVX512BF16__)
+#if LANES == 16
+#define ROWS 14 // the maps of 224 px have 7, 14, 28 and 56 columns
+#else
+#define ROWS 6
+#endif
+
+#if defined(PORTABLE) || (AVX512 && defined(__AVX512BF16__))
 #define HAS_BF16 1
 #else
 #define HAS_BF16 0
@@ -52,26 +56,32 @@ INLINE lanes gelu(lanes x, const int bf16) {
     return x * (inside * sum + 0.5f);
 }
 
+// sums + the products of the two bf16 that each lane of a and b holds.
+INLINE lanes add_pairs(lanes sums, lanes_of_bits a, lanes_of_bits b) {
+#if AVX512 && defined(__AVX512BF16__)
+    return (lanes)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+    return sums + (lanes)(a << 16) * (lanes)(b << 16) + (lanes)(a & 0xffff0000) * (lanes)(b & 0xffff0000);
+#endif
+}
+
 // sums[row][.] += a[row][k] * b[k][.] over `lines` lines of each of `rows` positions, a constant where inlined.
 INLINE void multiply(const int rows, const int bf16, const char *a, const char *b, int64_t lines, lanes (*sums)[2]) {
-#if HAS_BF16
     if (bf16) {
         for (int64_t line = 0; line < lines; line++, a += ROWS * LINE) {
 #pragma GCC unroll 4
-            for (int k = 0; k < 16; k++, b += 2 * LINE) {
-                __m512bh b0 = (__m512bh)_mm512_load_si512(b), b1 = (__m512bh)_mm512_load_si512(b + LINE);
+            for (int k = 0; k < 16; k++, b += COLUMNS * FLOAT) {
+                lanes_of_bits b0 = *(const lanes_of_bits *)b, b1 = *(const lanes_of_bits *)(b + LANES * FLOAT);
 #pragma GCC unroll 16
                 for (int row = 0; row < rows; row++) {
-                    __m512bh pair = (__m512bh)_mm512_set1_epi32(*(const int32_t *)(a + row * LINE + 4 * k));
-                    sums[row][0] = (lanes)_mm512_dpbf16_ps((__m512)sums[row][0], pair, b0);
-                    sums[row][1] = (lanes)_mm512_dpbf16_ps((__m512)sums[row][1], pair, b1);
+                    lanes_of_bits pair = *(const uint32_t *)(a + row * LINE + 4 * k) - (lanes_of_bits){0};
+                    sums[row][0] = add_pairs(sums[row][0], pair, b0);
+                    sums[row][1] = add_pairs(sums[row][1], pair, b1);
                 }
             }
         }
         return;
     }
-#endif
-    (void)bf16;
     for (int64_t line = 0; line < lines; line++, a += ROWS * LINE) {
 #pragma GCC unroll 4
         for (int k = 0; k < 16; k++, b += COLUMNS * FLOAT) {
@@ -89,13 +99,16 @@ INLINE void multiply(const int rows, const int bf16, const char *a, const char *
 // Write two vectors of a position, from `column` on, a multiple of COLUMNS, where `multiply` will read them: `group` is
 // where the position's group begins, `row` its number there.
 INLINE void pack(char *group, int row, int64_t column, lanes first, lanes second, const int bf16) {
-    char *at = group + (column / per_line(bf16) * ROWS + row) * LINE;
-#if HAS_BF16
+    char *at = group + (column / per_line(bf16) * ROWS + row) * LINE + column % per_line(bf16) * (bf16 ? 2 : 4);
     if (bf16) {
+#if AVX512 && defined(__AVX512BF16__)
         *(__m512bh *)at = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+#else
+        *(lanes_of_bf16 *)at = rounded(first);
+        *(lanes_of_bf16 *)(at + LANES * 2) = rounded(second);
+#endif
         return;
     }
-#endif
     *(lanes *)at = first;
     *(lanes *)(at + (LANES == 16 ? ROWS * LINE : LANES * FLOAT)) = second;
 }

@@ -8,13 +8,20 @@
 #include <immintrin.h>
 #endif
 
-#if defined(LANES) // chosen by who includes this
+#if defined(LANES) // chosen by who includes this, or who compiles it
 #elif defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
 #define LANES 8
 #else
 #define LANES 4
+#endif
+
+// Whether instructions are named; compiled with PORTABLE and LANES, the code for one processor runs on any other.
+#if defined(__AVX512F__) && LANES == 16 && !defined(PORTABLE)
+#define AVX512 1
+#else
+#define AVX512 0
 #endif
 
 #define FLOAT ((int64_t)sizeof(float))
@@ -31,7 +38,7 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE lanes clamped(lanes values, float end) {
     lanes high = {0};
     high += end;
-#if LANES == 16
+#if AVX512
     return (lanes)_mm512_max_ps((__m512)-high, _mm512_min_ps((__m512)high, (__m512)values));
 #else
     lanes_of_bits above = (lanes_of_bits)(values > high), below = (lanes_of_bits)(values < -high);
@@ -42,7 +49,7 @@ INLINE lanes clamped(lanes values, float end) {
 
 // Nearest, ties to even; NaN stays NaN.
 INLINE lanes_of_bf16 rounded(lanes values) {
-#if defined(__AVX512BF16__)
+#if AVX512 && defined(__AVX512BF16__)
     return (lanes_of_bf16)_mm512_cvtneps_pbh((__m512)values);
 #else
     lanes_of_bits bits = (lanes_of_bits)values, is_nan = (lanes_of_bits)(values != values);
@@ -52,7 +59,7 @@ INLINE lanes_of_bf16 rounded(lanes values) {
 }
 
 INLINE lanes widened(lanes_of_bf16 halves) {
-#if LANES == 16 // of which compilers make more instructions than one
+#if AVX512 // of which compilers make more instructions than one
     lanes_of_bits bits = (lanes_of_bits)_mm512_cvtepu16_epi32((__m256i)halves);
 #else
     lanes_of_bits bits = __builtin_convertvector(halves, lanes_of_bits);
