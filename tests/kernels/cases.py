@@ -25,7 +25,7 @@ def brought_about(case: str, module: nn.Module, x: Tensor) -> tuple[nn.Module, T
 # Options that build the C code for a processor with registers so wide, with every precision, to run on any processor.
 PORTABLE = {
     "16 lanes": ("-DPORTABLE", "-DLANES=16", "-O0"),  # where registers are narrower, it takes a minute to optimise
-    "8 lanes": ("-DPORTABLE", "-DLANES=8"),
+    "8 lanes": ("-DPORTABLE", "-DLANES=8", "-O1"),
 }
 LIBRARIES = ("here", *PORTABLE)
 
