@@ -233,12 +233,14 @@ typedef struct {
     const Int8 *int8, *next;   // of this product, and of that which reads `hidden`
 } Product;
 
-INLINE void multiply_group(const int rows, const int precision, Product p, int64_t group, int64_t column) {
+// `rows` positions of a group from its row `start` on, COLUMNS columns.
+INLINE void multiply_group(
+    const int rows, const int precision, Product p, int64_t group, int start, int64_t column) {
     lanes sums[ROWS][2];
     lanes_of_ints counts[ROWS][2];
-    int64_t position = group * ROWS;
+    int64_t position = group * ROWS + start;
     float *out = p.out ? p.out + position * p.stride + column : NULL;
-    const char *a = p.a + group * p.a_lines * group_line(precision);
+    const char *a = p.a + group * p.a_lines * group_line(precision) + start * (group_line(precision) / ROWS);
     const char *b = p.b + column * p.b_lines * per_line(precision) * right_bytes(precision);
     if (precision == INT8) {
 #pragma GCC unroll 16
@@ -273,21 +275,21 @@ INLINE void multiply_group(const int rows, const int precision, Product p, int64
                 first = multiply_add(first, all(p.next->steps), all(p.next->zero));
                 second = multiply_add(second, all(p.next->steps), all(p.next->zero));
             }
-            pack(hidden, row, column - p.first, first, second, precision);
+            pack(hidden, start + row, column - p.first, first, second, precision);
         }
     }
 }
 
 static __attribute__((noinline)) void multiply_rows(
-    int rows, int precision, const Product *p, int64_t group, int64_t column) {
+    int rows, int precision, const Product *p, int64_t group, int start, int64_t column) {
     switch (rows * 3 + precision) {
 #define CASE(n) \
-    case 3 * n: multiply_group(n, FP32, *p, group, column); break; \
-    case 3 * n + 1: if (HAS_BF16) multiply_group(n, BF16, *p, group, column); break; \
-    case 3 * n + 2: multiply_group(n, INT8, *p, group, column); break;
+    case 3 * n: multiply_group(n, FP32, *p, group, start, column); break; \
+    case 3 * n + 1: if (HAS_BF16) multiply_group(n, BF16, *p, group, start, column); break; \
+    case 3 * n + 2: multiply_group(n, INT8, *p, group, start, column); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if ROWS == 14
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
+        CASE(7) CASE(14) // not all, which take a compiler twice as long: the last positions come in two parts
 #endif
 #undef CASE
     }
@@ -297,7 +299,8 @@ static __attribute__((noinline)) void multiply_rows(
 static void product(const Product *p, int64_t positions, int precision) {
     for (int64_t column = p->first; column < p->last; column += COLUMNS)
         for (int64_t group = 0; group * ROWS < positions; group++) {
-            int64_t left = positions - group * ROWS;
-            multiply_rows(left < ROWS ? (int)left : ROWS, precision, p, group, column);
+            int left = (int)least(ROWS, positions - group * ROWS), part = left < ROWS ? (int)least(7, left) : ROWS;
+            multiply_rows(part, precision, p, group, 0, column);
+            if (left > part) multiply_rows(left - part, precision, p, group, part, column);
         }
 }
