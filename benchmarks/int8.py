@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import convnext
 from convnext.speed.clock import alternate, quartiles, times_as_fast
 from convnext.speed.int8 import agreement, quantize
+from convnext.training.machine import has_cpu_bf16
 
 Forward = Callable[[Tensor], Tensor]
 BATCH, SIZE = 16, 224
@@ -59,7 +60,7 @@ def trained(images: Tensor, classes: Tensor) -> nn.Module:
             shifts = tuple(torch.randint(-6, 7, (2,)).tolist())
             x = torch.roll(enlarged(images[chosen], size), shifts, (2, 3))
             x = x * (0.6 + 0.8 * torch.rand(batch, 1, 1, 1)) + 0.1 * torch.randn_like(x)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_cpu_bf16()):
                 loss = F.cross_entropy(model(x).float(), classes[chosen], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()

@@ -1,6 +1,12 @@
-"""Circumstances in which a layer is computed by torch's operators alone."""
+"""Circumstances in which a layer is computed by torch's operators alone; the C code for other processors."""
 
+from functools import partial
+
+import pytest
 from torch import Tensor, nn
+
+from convnext.errors import RunError
+from convnext.kernels import inference
 
 
 def brought_about(case: str, module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
@@ -14,3 +20,21 @@ def brought_about(case: str, module: nn.Module, x: Tensor) -> tuple[nn.Module, T
     elif case == "meta":
         module, x = module.to("meta"), x.to("meta")
     return module, x
+
+
+# Options that build the C code for a processor with registers so wide, with every precision, to run on any processor.
+PORTABLE = {
+    "16 lanes": ("-DPORTABLE", "-DLANES=16", "-O0"),  # where registers are narrower, it takes a minute to optimise
+    "8 lanes": ("-DPORTABLE", "-DLANES=8", "-O1"),
+}
+LIBRARIES = ("here", *PORTABLE)
+
+
+def take_inference_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the library for inference made for this processor (here), or one of those for others, in this test."""
+    if name != "here":
+        monkeypatch.setattr(inference, "_library", partial(inference._library, PORTABLE[name]))
+    try:
+        inference.inference_library()
+    except RunError as error:
+        pytest.skip(str(error))

@@ -11,14 +11,14 @@ from torch import nn
 
 from convnext.errors import RunError, UsageError
 from convnext.kernels import native
-from convnext.kernels.inference import inference_library
+from convnext.kernels.inference import has_bf16, inference_library
 from convnext.models import create_model
 from convnext.models.convnext import ConvNeXt, ConvNeXtV2, IsotropicConvNeXt
 from convnext.models.design import DesignNetwork
 from convnext.models.roadmap import roadmap
 from convnext.speed.fold import folded
 from convnext.speed.fused import FusedNetwork, can_fuse
-from convnext.training.machine import has_cpu_bf16
+from tests.kernels.cases import LIBRARIES, take_inference_library
 
 SMALL = {
     "v1": lambda: ConvNeXt((1, 1, 2, 1), 24, num_classes=10, layer_scale=0.5),
@@ -116,10 +116,15 @@ def test_the_kernels_take_images_of_any_size_and_number(size: tuple[int, int]) -
         torch.testing.assert_close(network(images), model(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not has_cpu_bf16(), reason="needs a processor with bf16")
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "v2"])
 @torch.inference_mode()
-def test_the_kernels_in_bf16_are_nearer_than_the_network_in_bf16(name: str) -> None:
+def test_the_kernels_in_bf16_are_nearer_than_the_network_in_bf16(
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_inference_library(library, monkeypatch)
+    if not has_bf16():
+        pytest.skip("needs a processor with bf16")
     model, images = trained(SMALL[name])
     network = fused(model, bf16=True)
     expected = model(images)

@@ -1,5 +1,6 @@
 """int8 keeps a trained network's answers, takes the networks of every room, and refuses with words."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,27 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.errors import UsageError
-from convnext.speed.int8 import Int8Block, Int8Linear, agreement, quantize
+from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
+from convnext.speed.fold import folded
+from convnext.speed.fused import FusedNetwork
+from convnext.speed.int8 import Int8Block, Int8Linear, agreement, quantize, reason_against_kernels
+from convnext.speed.ranges import Range, observe, rounded_weight
+from tests.kernels.cases import LIBRARIES, take_inference_library
 
-pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a processor with VNNI")
+HAS_VNNI = torch.cpu._is_vnni_supported()
+needs_vnni = pytest.mark.skipif(not HAS_VNNI, reason="needs a processor with VNNI")
+
+
+@pytest.fixture
+def _v1() -> None:
+    """ConvNeXt V1 in int8, by the kernels or by torch's products."""
+    if not HAS_VNNI and (why := reason_against_kernels()):
+        pytest.skip(why)
+
+
+@pytest.fixture
+def _kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVNEXT_KERNELS", "off")
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -24,11 +43,17 @@ def digits() -> tuple[Tensor, Tensor]:
     return F.interpolate(images, size=(32, 32)).expand(-1, 3, -1, -1), torch.tensor(classes)[order]
 
 
-def trained(name: str, steps: int, **options: Any) -> nn.Module:
+def small(**options: Any) -> ConvNeXt:
+    """A small ConvNeXt V1 whose every block counts."""
+    torch.manual_seed(0)
+    return ConvNeXt((1, 1, 2, 1), 24, **({"num_classes": 10, "layer_scale": 0.5} | options)).eval()
+
+
+def trained(model: nn.Module, steps: int) -> nn.Module:
     """A network trained on the first 1437 digits."""
     torch.manual_seed(0)
     images, labels = digits()
-    model = convnext.create_model(name, num_classes=10, drop_path=0.0, **options)
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
         batch = torch.randint(1437, (32,))
@@ -53,10 +78,19 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", pytest.param("convnextv2_atto", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("_v1")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small",
+        pytest.param("convnext_atto", marks=pytest.mark.slow),
+        pytest.param("convnextv2_atto", marks=[pytest.mark.slow, needs_vnni]),
+    ],
+)
 def test_a_trained_network_keeps_its_answers(name: str) -> None:
-    options = {"layer_scale": 0.1} if name == "convnext_atto" else {}
-    model = trained(name, steps=80, **options)
+    options: dict[str, Any] = {"layer_scale": 0.1} if name == "convnext_atto" else {}
+    model = small() if name == "small" else convnext.create_model(name, num_classes=10, drop_path=0.0, **options)
+    model = trained(model, steps=40 if name == "small" else 80)
     images, labels = digits()
     int8 = quantize(model, images[:64])
     exact, ours = logits(model, images[1437:]), int8(images[1437:])
@@ -66,10 +100,12 @@ def test_a_trained_network_keeps_its_answers(name: str) -> None:
     assert (ours - exact).pow(2).mean() < 0.002 * exact.var()
 
 
-def test_optimize_tries_it_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_v1")
+@pytest.mark.parametrize("kernels", ["on", pytest.param("off", marks=needs_vnni)])
+def test_optimize_tries_it_on_request(kernels: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CONVNEXT_KERNELS", "off")
-    model, images = untrained("convnext_atto", layer_scale=0.5), digits()[0][:32]
+    monkeypatch.setenv("CONVNEXT_KERNELS", kernels)
+    model, images = small(), digits()[0][:32]
     fast = convnext.optimize(model, images[:2], "int8", calibration=images, seconds=30, force=True)
     (row,) = (row for row in fast.report.tried if row.precision == "int8")
     assert not row.dropped
@@ -77,6 +113,8 @@ def test_optimize_tries_it_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert row.agreement == agreement(logits(model, images), quantize(model, images)(images))
 
 
+@needs_vnni
+@pytest.mark.usefixtures("_kernels_off")
 @pytest.mark.parametrize(
     ("name", "options", "block"),
     [
@@ -89,21 +127,75 @@ def test_optimize_tries_it_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("timm/convnext_atto", {}, Int8Linear),
     ],
 )
-def test_every_kind_of_network_has_an_int8_form(name: str, options: dict[str, Any], block: type[nn.Module]) -> None:
-    model = untrained(name, **options)
+def test_torchs_products_do_for_every_kind_of_network(
+    name: str, options: dict[str, Any], block: type[nn.Module]
+) -> None:
+    int8 = keeps_its_outputs(untrained(name, **options))
+    assert sum(type(module) is block for module in int8.modules()) >= 8
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "build",
+    [
+        small,
+        lambda: small(stem_stride=2, kernel_size=3, layer_scale=None),
+        lambda: IsotropicConvNeXt(3, 48, num_classes=10, layer_scale=0.5).eval(),
+    ],
+)
+def test_the_kernels_do_for_convnext_v1(
+    build: Callable[[], nn.Module], library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_inference_library(library, monkeypatch)
+    int8 = keeps_its_outputs(build())
+    assert any(type(module) is FusedNetwork for module in int8.modules())
+
+
+def keeps_its_outputs(model: nn.Module) -> nn.Module:
+    """Check that a network's int8 form gives its outputs about, and leaves it as it is; returns that form."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     int8 = quantize(model, images)
-    assert sum(type(module) is block for module in int8.modules()) >= 8
     exact, ours = logits(model, images), int8(images)
     assert ours.dtype == torch.float32
     assert (ours - exact).pow(2).mean() < 0.01 * exact.var()
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    return int8
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto"])
+def round_factors(layer: nn.Linear, seen: Range) -> None:
+    """Let a linear layer multiply what int8 multiplies: its weight and its inputs rounded to steps."""
+    rounded, scale = rounded_weight(layer.weight.detach())
+    layer.weight = nn.Parameter(rounded * scale[:, None], requires_grad=False)
+
+    def rounded_input(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return ((inputs[0] / seen.scale + seen.zero_point).round().clamp(0, 255) - seen.zero_point) * seen.scale
+
+    layer.register_forward_pre_hook(rounded_input)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_kernels_round_as_a_network_of_rounded_layers(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_inference_library(library, monkeypatch)
+    monkeypatch.setattr("convnext.speed.int8.has_bf16", lambda: False)
+    images = torch.randn(6, 3, 64, 80, generator=torch.Generator().manual_seed(1))
+    model = small()
+    exact, ours = logits(model, images), quantize(model, images)(images)
+    reference = folded(model)
+    blocks = [module for module in reference.modules() if isinstance(module, Block)]
+    ranges = observe(reference, [layer for block in blocks for layer in (block.pwconv1, block.pwconv2)], images)
+    for block in blocks:
+        round_factors(block.pwconv1, ranges[block.pwconv1])
+        round_factors(block.pwconv2, ranges[block.pwconv2].behind_gelu())
+    wanted = logits(reference.double(), images.double())
+    # Where a value lies between two steps, the last bit decides which it goes to; unrelated errors would give 1.4.
+    assert (ours - wanted).norm() < 0.5 * (exact - wanted).norm()
+
+
+@pytest.mark.usefixtures("_v1")
+@pytest.mark.parametrize("name", ["convnext_atto", pytest.param("convnextv2_atto", marks=needs_vnni)])
 def test_any_batch_and_size_of_image(name: str) -> None:
     images = torch.randn(9, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     model = untrained(name)
@@ -117,6 +209,7 @@ def test_any_batch_and_size_of_image(name: str) -> None:
     torch.testing.assert_close(int8(images.to(memory_format=torch.channels_last)), whole)
 
 
+@needs_vnni
 def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(7, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     int8 = quantize(untrained("convnextv2_atto"), images)
@@ -127,6 +220,7 @@ def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
         int8(images[0])
 
 
+@pytest.mark.usefixtures("_v1")
 def test_features_without_a_classifier() -> None:
     model = convnext.create_model("convnext_atto", num_classes=0, layer_scale=0.5).eval()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -134,6 +228,7 @@ def test_features_without_a_classifier() -> None:
     assert (ours - exact).pow(2).mean() < 0.01 * exact.var()
 
 
+@pytest.mark.usefixtures("_v1")
 def test_calibration_that_is_none() -> None:
     model = untrained("convnext_atto")
     for images, words in (
@@ -148,6 +243,7 @@ def test_calibration_that_is_none() -> None:
             quantize(model, images)
 
 
+@pytest.mark.usefixtures("_v1")
 def test_models_elsewhere_and_of_other_types() -> None:
     images = torch.zeros(2, 3, 64, 64)
     with pytest.raises(UsageError, match=r"on meta: pass model\.cpu\(\)"):
@@ -158,10 +254,16 @@ def test_models_elsewhere_and_of_other_types() -> None:
 
 def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(UsageError, match="VNNI"):
-        quantize(untrained("convnext_atto"), torch.zeros(2, 3, 64, 64))
+    images = torch.zeros(2, 3, 64, 64)
+    with pytest.raises(UsageError, match=r"needs an x86 processor with VNNI, which this one is not .* take precision"):
+        quantize(untrained("convnextv2_atto"), images)
+    monkeypatch.setenv("CONVNEXT_KERNELS", "off")
+    with pytest.raises(UsageError, match=r"VNNI, .* kernels, which cannot be had: CONVNEXT_KERNELS is off"):
+        quantize(untrained("convnext_atto"), images)
 
 
+@needs_vnni
+@pytest.mark.usefixtures("_kernels_off")
 def test_maps_are_fp32_where_the_processor_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     model = untrained("convnext_atto", layer_scale=0.5)

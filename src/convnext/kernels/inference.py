@@ -1,13 +1,16 @@
 """ConvNeXt's layers for inference on the CPU, by the C code beside this file: each reads a map once and writes one.
 
 Maps are fp32, (N, H, W, P): channels last, padded with zeros to P, a multiple of :data:`PAD`. Matrix products are fp32,
-or of bf16 with sums in fp32. The plain reference is the network itself (``models/convnext.py``).
+of bf16 with sums in fp32, or of int8 with exact sums. The plain reference is the network itself
+(``models/convnext.py``).
 """
 
 import ctypes
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +20,44 @@ from convnext.kernels import enabled, native
 
 LIBRARY = "inference"
 PAD = 32
+INT8 = 2  # a precision of the C code, beside 0, fp32, and 1, bf16
 BUILD_SECONDS = 6  # about, on a machine of 2026
 
 _building = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a linear layer multiplies in int8: weights of -127 to 127, inputs of 0 to 255.
+
+    Attributes:
+        offset: (P') int32, minus the zero point times the sum of each column's weights.
+        scale: (P'), of the sums: the inputs' times each column's.
+        steps: inputs times this plus ``zero`` are what is rounded.
+        zero: the zero point.
+    """
+
+    offset: Tensor
+    scale: Tensor
+    steps: float
+    zero: float
+
+
+class Int8Structure(ctypes.Structure):
+    """:class:`Int8` as the C code has it."""
+
+    _fields_ = (
+        ("offset", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("steps", ctypes.c_float),
+        ("zero", ctypes.c_float),
+    )
+
+
+def structures(layers: tuple[Int8, ...]) -> Any:
+    """Layers as an array in C; None for none."""
+    values = [(layer.offset.data_ptr(), layer.scale.data_ptr(), layer.steps, layer.zero) for layer in layers]
+    return (Int8Structure * len(layers))(*values) if layers else None
 
 
 def inference_library() -> ctypes.CDLL:
@@ -35,11 +73,11 @@ def inference_library() -> ctypes.CDLL:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    opened = native.opened(LIBRARY)
+def _library(options: tuple[str, ...] = ()) -> ctypes.CDLL:
+    opened = native.opened(LIBRARY, options)
     sizes, number, real, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
-    opened.convnext_block.argtypes = [pointer] * 8 + [sizes] * 4 + [number, sizes, real, number, number]
-    opened.convnext_patches.argtypes = [pointer] * 4 + [sizes] * 4 + [number, sizes, real, number, number]
+    opened.convnext_block.argtypes = [pointer] * 8 + [sizes] * 4 + [number, sizes, real, number, pointer, number]
+    opened.convnext_patches.argtypes = [pointer] * 4 + [sizes] * 4 + [number, sizes, real, number, pointer, number]
     opened.convnext_stem.argtypes = [pointer] * 7 + [sizes] * 4 + [number] * 3 + [sizes, real, number]
     return opened
 
@@ -57,8 +95,8 @@ def padded(count: int) -> int:
 
 
 def fill(values: Tensor, *shape: int) -> Tensor:
-    """Values in fp32 with zeros behind them in every dimension, up to a shape."""
-    filled = torch.zeros(shape)
+    """Values with zeros behind them in every dimension, up to a shape."""
+    filled = torch.zeros(shape, dtype=values.dtype)
     filled[tuple(slice(0, size) for size in values.shape)] = values
     return filled
 
@@ -70,6 +108,13 @@ def packed(weight: Tensor, bf16: bool) -> Tensor:
     if bf16:
         return weight.bfloat16().view(inputs // 2, 2, outputs // columns, columns).permute(2, 0, 3, 1).contiguous()
     return weight.view(inputs, outputs // columns, columns).permute(1, 0, 2).contiguous()
+
+
+def packed_int8(weight: Tensor) -> Tensor:
+    """The same for a matrix of int8: as many of its values along the sum lie together as the processor adds up."""
+    inputs, outputs = weight.shape
+    columns, together = columns_of_a_panel(), inference_library().convnext_int8_together()
+    return weight.view(inputs // together, together, outputs // columns, columns).permute(2, 0, 3, 1).contiguous()
 
 
 def columns_of_a_panel() -> int:
@@ -90,6 +135,7 @@ def block(
     kernel_size: int,
     eps: float,
     bf16: bool,
+    int8: tuple[Int8, ...] = (),
 ) -> None:
     """A block of ConvNeXt V1 from x to out, maps (N, H, W, P) that do not overlap.
 
@@ -97,11 +143,12 @@ def block(
         x: the map.
         out: where the result goes.
         tensors: weight (k * k, P) and bias (P) of the depthwise convolution, then of the two linear layers: weight
-            (inputs, outputs) as :func:`packed` gives it, and bias.
+            (inputs, outputs) as :func:`packed` or :func:`packed_int8` gives it, and bias (outputs).
         channels: without padding.
         kernel_size: of the depthwise convolution.
         eps: of the normalisation.
         bf16: the dtype of the packed weights.
+        int8: of the two linear layers, where their weights are of int8.
 
     Raises:
         RunError: there is no memory.
@@ -110,13 +157,22 @@ def block(
     check(
         inference_library().convnext_block(
             *(tensor.data_ptr() for tensor in (x, out, *tensors)),
-            *(*x.shape[:3], channels, kernel_size, hidden, eps, bf16, torch.get_num_threads()),
+            *(*x.shape[:3], channels, kernel_size, hidden, eps, INT8 if int8 else bf16),
+            *(structures(int8), torch.get_num_threads()),
         )
     )
 
 
 def patches(
-    x: Tensor, weight: Tensor, bias: Tensor, channels: int, kernel_size: int, out_channels: int, eps: float, bf16: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    channels: int,
+    kernel_size: int,
+    out_channels: int,
+    eps: float,
+    bf16: bool,
+    int8: tuple[Int8, ...] = (),
 ) -> Tensor:
     """Normalisation of every position of x (N, H, W, P), and the convolution of its patches: (N, H / k, W / k, P').
 
@@ -129,6 +185,7 @@ def patches(
         out_channels: without padding.
         eps: of the normalisation.
         bf16: the dtype of the packed weight.
+        int8: of the layer, where its weight is of int8.
 
     Raises:
         RunError: there is no memory.
@@ -138,7 +195,8 @@ def patches(
     check(
         inference_library().convnext_patches(
             *(tensor.data_ptr() for tensor in (x, out, weight, bias)),
-            *(samples, height, width, channels, kernel_size, out_channels, eps, bf16, torch.get_num_threads()),
+            *(samples, height, width, channels, kernel_size, out_channels, eps, INT8 if int8 else bf16),
+            *(structures(int8), torch.get_num_threads()),
         )
     )
     return out

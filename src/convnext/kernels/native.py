@@ -121,8 +121,13 @@ def argument(value: Tensor | bool | float | None) -> Any:
     return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
-def opened(name: str) -> ctypes.CDLL:
+def opened(name: str, options: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Build a library of :data:`SOURCES` unless the user's cache has it, and open it.
+
+    Args:
+        name: of the library.
+        options: of the compiler, behind :data:`OPTIONS`. ``-DPORTABLE -DLANES=16`` makes the code for a processor with
+            AVX-512, its instructions written as plain vectors, so that it runs here.
 
     Raises:
         RunError: there is no compiler, it fails, or the cache cannot be written to.
@@ -133,7 +138,7 @@ def opened(name: str) -> ctypes.CDLL:
     for compiler in compilers():
         try:
             # The object is linked to no OpenMP: its symbols are those of the runtime that torch has loaded.
-            return ctypes.CDLL(str(built(compiler, name)), mode=os.RTLD_NOW)
+            return ctypes.CDLL(str(built(compiler, name, options)), mode=os.RTLD_NOW)
         except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
             reasons.append(f"{shlex.join(compiler)}: {error}")
     raise RunError("; ".join(reasons) or "no C compiler was found (gcc or cc; CC may name another)")
@@ -147,33 +152,33 @@ def compilers() -> list[list[str]]:
     return [list(command) for command in dict.fromkeys(resolved)]
 
 
-def library_path(compiler: list[str], name: str) -> Path:
-    """Where the user's cache has a library, or will have it: named by sources, compiler and processor.
+def library_path(compiler: list[str], name: str, options: tuple[str, ...] = ()) -> Path:
+    """Where the user's cache has a library, or will have it: named by sources, compiler, options and processor.
 
     Raises:
         RunError: the compiler fails.
     """
     # The predefined macros name the compiler's version and everything that -march=native found in this processor.
-    macros = run([*compiler, *OPTIONS, "-E", "-dM", "-x", "c", os.devnull])
+    macros = run([*compiler, *OPTIONS, *options, "-E", "-dM", "-x", "c", os.devnull])
     sources = [*(FOLDER / source for source in SOURCES[name]), *sorted(FOLDER.glob("*.h"))]
     texts = [source.read_text() for source in sources]
-    key = hashlib.sha256("\0".join([*texts, *compiler, macros]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join([*texts, *compiler, *options, macros]).encode()).hexdigest()[:24]
     return user_cache("kernels") / f"{name}-{key}.so"
 
 
-def built(compiler: list[str], name: str) -> Path:
+def built(compiler: list[str], name: str, options: tuple[str, ...] = ()) -> Path:
     """A library's file in the user's cache.
 
     Raises:
         RunError: the compiler fails, or the cache cannot be written to.
     """
-    path = library_path(compiler, name)
+    path = library_path(compiler, name, options)
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
             linked, objects = Path(folder) / "linked.so", []
             for source in SOURCES[name]:
                 objects.append(str(Path(folder) / f"{source}.o"))
-                run([*compiler, *OPTIONS, "-c", str(FOLDER / source), "-o", objects[-1]])
+                run([*compiler, *OPTIONS, *options, "-c", str(FOLDER / source), "-o", objects[-1]])
             run([*compiler, "-shared", *objects, "-o", str(linked)])
             write_atomically(path, linked.read_bytes())
     return path

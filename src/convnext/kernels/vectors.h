@@ -4,11 +4,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
-#if defined(LANES) // chosen by who includes this
+#if defined(LANES) // chosen by who includes this, or who compiles it
 #elif defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
@@ -17,32 +17,62 @@
 #define LANES 4
 #endif
 
+// Whether instructions are named; compiled with PORTABLE and LANES, the code for one processor runs on any other.
+#if defined(__AVX512F__) && LANES == 16 && !defined(PORTABLE)
+#define AVX512 1
+#else
+#define AVX512 0
+#endif
+#if defined(__AVX2__) && LANES == 8 && !defined(PORTABLE)
+#define AVX2 1
+#else
+#define AVX2 0
+#endif
+
 #define FLOAT ((int64_t)sizeof(float))
 #define INLINE static inline __attribute__((always_inline)) // with constants for dtypes, one loop for each of them
 
 typedef float lanes __attribute__((vector_size(LANES * 4)));
 typedef float lanes_anywhere __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef uint32_t lanes_of_bits __attribute__((vector_size(LANES * 4)));
+typedef int32_t lanes_of_ints __attribute__((vector_size(LANES * 4)));
 typedef uint16_t lanes_of_bf16 __attribute__((vector_size(LANES * 2), aligned(2)));
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Between -end and end; NaN stays NaN.
-INLINE lanes clamped(lanes values, float end) {
-    lanes high = {0};
-    high += end;
-#if LANES == 16
-    return (lanes)_mm512_max_ps((__m512)-high, _mm512_min_ps((__m512)high, (__m512)values));
+// Between two ends; NaN stays NaN.
+INLINE lanes between(float least, lanes values, float most) {
+    lanes low = least - (lanes){0}, high = most - (lanes){0};
+#if AVX512
+    return (lanes)_mm512_max_ps((__m512)low, _mm512_min_ps((__m512)high, (__m512)values));
+#elif AVX2
+    return (lanes)_mm256_max_ps((__m256)low, _mm256_min_ps((__m256)high, (__m256)values));
 #else
-    lanes_of_bits above = (lanes_of_bits)(values > high), below = (lanes_of_bits)(values < -high);
+    lanes_of_bits above = (lanes_of_bits)(values > high), below = (lanes_of_bits)(values < low);
     lanes_of_bits inside = (lanes_of_bits)values & ~(above | below);
-    return (lanes)(inside | (above & (lanes_of_bits)high) | (below & (lanes_of_bits)-high));
+    return (lanes)(inside | (above & (lanes_of_bits)high) | (below & (lanes_of_bits)low));
 #endif
 }
 
+// a * b + c, rounded once wherever that can be, in every place alike, as compilers do not do it of themselves.
+INLINE lanes multiply_add(lanes a, lanes b, lanes c) {
+#if AVX512
+    return (lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif AVX2 && defined(__FMA__)
+    return (lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FMA__)
+    for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE lanes clamped(lanes values, float end) { return between(-end, values, end); }
+
 // Nearest, ties to even; NaN stays NaN.
 INLINE lanes_of_bf16 rounded(lanes values) {
-#if defined(__AVX512BF16__)
+#if AVX512 && defined(__AVX512BF16__)
     return (lanes_of_bf16)_mm512_cvtneps_pbh((__m512)values);
 #else
     lanes_of_bits bits = (lanes_of_bits)values, is_nan = (lanes_of_bits)(values != values);
@@ -52,7 +82,7 @@ INLINE lanes_of_bf16 rounded(lanes values) {
 }
 
 INLINE lanes widened(lanes_of_bf16 halves) {
-#if LANES == 16 // of which compilers make more instructions than one
+#if AVX512 // of which compilers make more instructions than one
     lanes_of_bits bits = (lanes_of_bits)_mm512_cvtepu16_epi32((__m256i)halves);
 #else
     lanes_of_bits bits = __builtin_convertvector(halves, lanes_of_bits);

@@ -70,7 +70,8 @@ def candidates(model: nn.Module, device: torch.device, precision: str, calibrati
     if isinstance(model, ConvNeXt | IsotropicConvNeXt | DesignNetwork):
         found += [Candidate("folded", name, cast_to(folded_eager, name)) for name in precisions]
     if precision == "int8":
-        found.append(Candidate("int8", "int8", quantized(calibration), QUANTIZE_SECONDS))
+        cost = QUANTIZE_SECONDS + (0 if is_built() or not can_fuse(model) else BUILD_SECONDS)
+        found.append(Candidate("int8", "int8", quantized(calibration), cost))
     found += [Candidate("compiled", name, cast_to(compiled, name), COMPILE_SECONDS) for name in reversed(precisions)]
     return found
 

@@ -1,13 +1,14 @@
 """ConvNeXt V1 by the kernels for inference on the CPU: a network with the same outputs, that only infers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from convnext.kernels.inference import block, fill, packed, padded, patches, stem
+from convnext.kernels.inference import Int8, block, fill, packed, packed_int8, padded, patches, stem
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt, check_image_size
+from convnext.speed.ranges import Range, rounded_weight
 
 IMAGES = 4  # at a time, or two a thread: the maps between two layers stay in the third-level cache
 
@@ -28,14 +29,15 @@ class FusedNetwork(nn.Module):
     Args:
         model: :func:`can_fuse` and folded.
         bf16: multiply in bf16, all but the images' convolution and the head; maps and sums are fp32 always.
+        ranges: of the inputs of the layers that multiply in int8 instead: of a block, both or none.
 
     Raises:
         RunError: the kernels cannot be built here.
     """
 
-    def __init__(self, model: Any, bf16: bool = False) -> None:
+    def __init__(self, model: Any, bf16: bool = False, ranges: Mapping[nn.Module, Range] | None = None) -> None:
         super().__init__()
-        self.bf16 = bf16
+        self.bf16, self.ranges = bf16, ranges or {}
         self.norm: nn.Module = model.norm
         self.head: nn.Module = model.head
         self.smallest_image: int = model.smallest_image
@@ -57,18 +59,21 @@ class FusedNetwork(nn.Module):
         """A block as a function of a map and, for its result, a map of the same shape that is free."""
         channels, (size, _) = module.dwconv.in_channels, module.dwconv.kernel_size
         width, hidden, bf16, eps = padded(channels), padded(module.pwconv1.out_features), self.bf16, module.norm.eps
+        normalised, activated = self.ranges.get(module.pwconv1), self.ranges.get(module.pwconv2)
+        weight1, *int8 = multiplied(module.pwconv1.weight, width, hidden, bf16, normalised)
+        weight2, *more = multiplied(module.pwconv2.weight, hidden, width, bf16, activated and activated.behind_gelu())
         tensors = (
             fill(module.dwconv.weight.detach().flatten(1).T, size * size, width),
             bias_of(module.dwconv, width),
-            packed(fill(module.pwconv1.weight.detach().T, width, hidden), bf16),
+            weight1,
             bias_of(module.pwconv1, hidden),
-            packed(fill(module.pwconv2.weight.detach().T, hidden, width), bf16),
+            weight2,
             bias_of(module.pwconv2, width),
         )
 
         def run(x: Tensor, free: Tensor | None) -> Tensor:
             out = torch.empty_like(x) if free is None or free.shape != x.shape else free
-            block(x, out, tensors, channels, size, eps, bf16)
+            block(x, out, tensors, channels, size, eps, bf16, (*int8, *more))
             return out
 
         return run
@@ -77,11 +82,12 @@ class FusedNetwork(nn.Module):
         """The layer between two stages as a function of a map."""
         channels, out_channels, size = convolution.in_channels, convolution.out_channels, convolution.kernel_size[0]
         width, out_width, bf16, eps = padded(channels), padded(out_channels), self.bf16, norm.eps
-        taps = fill(convolution.weight.detach().permute(2, 3, 1, 0), size, size, width, out_width)
-        weight, bias = packed(taps.flatten(0, 2), bf16), bias_of(convolution, out_width)
+        taps = fill(convolution.weight.detach().permute(0, 2, 3, 1), out_channels, size, size, width).flatten(1)
+        weight, *int8 = multiplied(taps, taps.shape[1], out_width, bf16, self.ranges.get(convolution))
+        bias = bias_of(convolution, out_width)
 
         def run(x: Tensor, free: Tensor | None) -> Tensor:  # noqa: ARG001
-            return patches(x, weight, bias, channels, size, out_channels, eps, bf16)
+            return patches(x, weight, bias, channels, size, out_channels, eps, bf16, tuple(int8))
 
         return run
 
@@ -110,6 +116,18 @@ def images_convolution(convolution: nn.Conv2d, norm: nn.LayerNorm | None) -> Cal
     sizes = convolution.kernel_size[0], convolution.stride[0], int(convolution.padding[0])
     eps = 0.0 if norm is None else norm.eps
     return lambda images: stem(images, tuple(tensors), *sizes, out_channels, eps)
+
+
+def multiplied(
+    weight: Tensor, inputs: int, outputs: int, bf16: bool, seen: Range | None
+) -> tuple[Tensor] | tuple[Tensor, Int8]:
+    """A linear layer's weight (out_features, in_features), packed; in int8 where the range of its inputs is known."""
+    if seen is None:
+        return (packed(fill(weight.detach().T, inputs, outputs), bf16),)
+    rounded, scale = rounded_weight(weight.detach())
+    offset = -seen.zero_point * rounded.sum(1, dtype=torch.int32)
+    layer = Int8(fill(offset, outputs), fill(scale * seen.scale, outputs), 1 / seen.scale, seen.zero_point)
+    return packed_int8(fill(rounded.T, inputs, outputs)), layer
 
 
 def bias_of(layer: nn.Conv2d | nn.Linear, size: int) -> Tensor:

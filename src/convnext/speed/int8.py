@@ -1,24 +1,24 @@
 """A trained network with its matrix products in eight bits, for the processor: post-training, calibrated on images.
 
-The products are torch's own (oneDNN): weights of int8 with a scale for each output channel, inputs of uint8 with one
-scale and zero point for each layer, from the range that the calibration images give it. Depthwise convolutions, norms,
-the stem, the downsampling layers and the classifier are not quantised.
+Weights are int8 with a scale for each output channel, inputs uint8 with one scale and zero point for each layer, from
+the range that the calibration images give it. ConvNeXt V1 is computed by this package's kernels
+(:class:`convnext.speed.fused.FusedNetwork`); other networks' products are torch's own (oneDNN), where there is VNNI.
+Depthwise convolutions, norms, the stem, downsampling and the classifier are not quantised.
 """
-
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.errors import UsageError
+from convnext.errors import RunError, UsageError
+from convnext.kernels.inference import has_bf16, inference_library
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
 from convnext.models.layers import PointwiseLinear, to_nchw, to_nhwc
 from convnext.speed.fold import folded
+from convnext.speed.fused import FusedNetwork, can_fuse
+from convnext.speed.ranges import Range, observe, rounded_weight
 from convnext.training.machine import has_cpu_bf16
 
-CALIBRATION_BATCH = 8
-GELU_MINIMUM = -0.17  # the least value that GELU has
 PART_PIXELS = 4 * 224 * 224  # of the images that go through together: their maps stay in the cache from layer to layer
 PACKED_FOR = 1024  # rows that oneDNN lays the weights out for; it multiplies any number of them
 
@@ -26,9 +26,10 @@ PACKED_FOR = 1024  # rows that oneDNN lays the weights out for; it multiplies an
 def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
     """An int8 form of a trained network; the network itself stays as it is.
 
-    ConvNeXt's blocks, V1 and V2, become blocks of their own, with the norm's affine and LayerScale folded into the
-    products, whose maps between are bf16 where the processor has it. Of other networks the linear layers and the 1x1
-    convolutions are replaced that the forward pass calls as modules; the rest stays fp32.
+    ConvNeXt V1 becomes a network of the kernels, its blocks' products in int8 and its maps fp32. Where they cannot be
+    built, and in V2, blocks become blocks of torch's products, whose maps between are bf16 where the processor has it.
+    Of other networks the linear layers and the 1x1 convolutions are replaced that the forward pass calls as modules;
+    the rest stays fp32.
 
     Args:
         model: a network of this package, or a reference, in fp32 on the processor.
@@ -39,13 +40,22 @@ def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
         process alone: weights laid out for the processor cannot be copied or saved.
 
     Raises:
-        UsageError: the processor has no int8 products, the model is not in fp32 there, or the images are no batch of
-            finite images.
+        UsageError: there are no int8 products for the network here, it is not in fp32 on the processor, or the images
+            are no batch of finite images.
     """
-    check_processor()
     check_model(model)
     check_calibration(calibration)
     network = folded(model)
+    fusible = can_fuse(network)
+    without_kernels = reason_against_kernels() if fusible else ""
+    if fusible and not without_kernels:
+        # Downsampling is 4 % of the products; in int8 too, it would double the error of the logits.
+        layers = [
+            layer for block in network.modules() if type(block) is Block for layer in (block.pwconv1, block.pwconv2)
+        ]
+        fused = FusedNetwork(network, bf16=has_bf16(), ranges=observe(network, layers, calibration))
+        return Int8Network(fused, torch.float32, parted=False).requires_grad_(False).eval()
+    check_processor(without_kernels)
     blocks = {name: block for name, block in network.named_modules() if type(block) is Block}
     # The classifier's product is a thousandth of the work, and its rounding goes straight into the logits.
     head = getattr(network, "head", None) if isinstance(network, ConvNeXt | IsotropicConvNeXt) else None
@@ -78,14 +88,30 @@ def agreement(a_logits: Tensor, b_logits: Tensor) -> float:
     return (a_logits.argmax(1) == b_logits.argmax(1)).double().mean().item()
 
 
-def check_processor() -> None:
+def reason_against_kernels() -> str:
+    """Why the kernels cannot be had here; empty where they can."""
+    try:
+        inference_library()
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def check_processor(without_kernels: str) -> None:
     """Refuse processors without the instructions that oneDNN's sums of uint8 x int8 need to be exact and fast.
+
+    Args:
+        without_kernels: why a network that the kernels could compute is not; empty for one that they cannot.
 
     Raises:
         UsageError: this is one.
     """
-    if not torch.cpu._is_vnni_supported():
-        raise UsageError("int8 needs an x86 processor with VNNI, which this one is not: take precision bf16 or fp32")
+    if torch.cpu._is_vnni_supported():
+        return
+    missing = "int8 needs an x86 processor with VNNI, which this one is not"
+    if without_kernels:
+        raise UsageError(f"{missing}, or this package's kernels, which cannot be had: {without_kernels}")
+    raise UsageError(f"{missing} (ConvNeXt V1 alone does not): take precision bf16 or fp32")
 
 
 def check_model(model: nn.Module) -> None:
@@ -120,48 +146,6 @@ def check_calibration(images: Tensor) -> None:
         raise UsageError("calibration images hold values that are not finite (NaN or infinity): look for the bad ones")
 
 
-@dataclass
-class Range:
-    """The least and greatest value that a layer's input took."""
-
-    low: float = field(default=0.0)  # zero is always inside: it is what padding and ReLU give
-    high: float = field(default=0.0)
-
-    def see(self, x: Tensor) -> None:
-        """Widen the range to hold ``x``."""
-        if x.numel():
-            low, high = x.aminmax()
-            self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
-
-    @property
-    def scale(self) -> float:
-        """The step between two of the 256 values."""
-        return max(self.high - self.low, 1e-12) / 255
-
-    @property
-    def zero_point(self) -> int:
-        """The value that stands for zero, 0 to 255."""
-        return round(-self.low / self.scale)
-
-
-def observe(network: nn.Module, linears: list[nn.Module], images: Tensor) -> dict[nn.Module, Range]:
-    """The ranges of the inputs of the layers that the forward pass calls."""
-    ranges: dict[nn.Module, Range] = {}
-
-    def see(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        ranges.setdefault(layer, Range()).see(inputs[0])
-
-    handles = [linear.register_forward_pre_hook(see) for linear in linears]
-    try:
-        with torch.inference_mode():
-            for batch in images.float().split(CALIBRATION_BATCH):
-                network(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ranges
-
-
 class Int8Linear(nn.Module):
     """A linear layer over the last dimension, its input quantised by ``scale`` and ``zero_point``."""
 
@@ -169,11 +153,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.scale, self.zero_point = inputs.scale, inputs.zero_point
         self.channels_first = channels_first
-        weight = weight.detach()
-        weight_scale = weight.abs().amax(1).clamp_min(1e-12) / 127  # (out_features,)
-        quantized = (weight / weight_scale[:, None]).round().to(torch.int8)
-        self.weight = torch.ops.onednn.qlinear_prepack(quantized, [PACKED_FOR, weight.shape[1]])
-        self.weight_scale = weight_scale
+        rounded, self.weight_scale = rounded_weight(weight.detach())
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, [PACKED_FOR, weight.shape[1]])
         self.weight_zero_point = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().clone()
         self.out_features = len(weight)
@@ -222,9 +203,10 @@ class Int8Block(nn.Module):
     def __init__(self, block: Block, normalised: Range, hidden: Range) -> None:
         super().__init__()
         dtype = activation_dtype()
-        hidden.low = max(hidden.low, GELU_MINIMUM) if isinstance(block.grn, nn.Identity) else hidden.low
         self.linear1 = Int8Linear.of(block.pwconv1, normalised)
-        self.linear2 = Int8Linear.of(block.pwconv2, hidden)
+        self.linear2 = Int8Linear.of(
+            block.pwconv2, hidden.behind_gelu() if isinstance(block.grn, nn.Identity) else hidden
+        )
         self.dwconv = block.dwconv.to(dtype)
         self.grn = None if isinstance(block.grn, nn.Identity) else block.grn.to(dtype)
         self.eps = block.norm.eps
@@ -249,15 +231,18 @@ class Int8Block(nn.Module):
 
 
 class Int8Network(nn.Module):
-    """A network of quantised layers: takes and gives fp32, whatever is inside."""
+    """A network of quantised layers: takes and gives fp32, whatever is inside; large batches go through in parts."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, parted: bool = True) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
+        self.parted = parted  # or the network does it itself
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
+        if not self.parted:
+            return self.network(x.to(self.dtype)).float()
         parts = x.split(max(1, PART_PIXELS // max(1, x.shape[-1] * x.shape[-2])))
         return torch.cat([self.network(part.to(self.dtype)).float() for part in parts])
 
