@@ -19,20 +19,14 @@
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
-#ifndef POSITIONS
-#define POSITIONS 168           // of a task, about,
-#endif
-#define POSITIONS_OF_LARGE 198  // or where the weights are large beside them:
-#define LARGE 512               // channels
-#ifndef INNER
-#define INNER 98304             // bytes of a task's hidden values, about
-#endif
-#ifndef TOGETHER
-#define TOGETHER 8388608        // bytes of hidden values of the tasks whose gradients are taken together, about
-#endif
-#define BLOCK 32                // rows and columns of a matrix that are turned together
-#define HUGE_PAGE 2097152
-#define STEP (COLUMNS * FLOAT)  // bytes of a panel for a position, or for two of bf16
+#define POSITIONS 168          // of a task, about,
+#define POSITIONS_OF_LARGE 198 // or where the weights are large beside them:
+#define LARGE 512              // channels
+#define INNER 98304            // bytes of a task's hidden values, about
+#define IN_CACHE 8388608       // bytes of hidden values of the tasks whose gradients are taken together, about
+#define BLOCK 32               // rows and columns of a matrix that are turned together
+#define HUGE_PAGE 2097152      // bytes
+#define STEP (COLUMNS * FLOAT) // bytes of a panel for a position, or for two of bf16
 
 typedef struct {
     int64_t rows, inputs, hidden, outputs;
@@ -376,19 +370,16 @@ INLINE void multiply_steps(
     const char *left, const char *right, int64_t steps, float *out, int64_t stride, int add, const int bf16) {
     lanes sums[ROWS][2] = {{{0}}};
     for (int64_t step = 0; step < steps; step++, left += ROWS * FLOAT, right += STEP) {
-#if HAS_BF16
         if (bf16) {
-            __m512bh b0 = (__m512bh)_mm512_load_si512(right), b1 = (__m512bh)_mm512_load_si512(right + LINE);
+            lanes_of_bits b0 = *(const lanes_of_bits *)right, b1 = *(const lanes_of_bits *)(right + LANES * FLOAT);
 #pragma GCC unroll 16
             for (int row = 0; row < ROWS; row++) {
-                __m512bh pair = (__m512bh)_mm512_set1_epi32(*(const int32_t *)(left + row * FLOAT));
-                sums[row][0] = (lanes)_mm512_dpbf16_ps((__m512)sums[row][0], pair, b0);
-                sums[row][1] = (lanes)_mm512_dpbf16_ps((__m512)sums[row][1], pair, b1);
+                lanes_of_bits pair = *(const uint32_t *)(left + row * FLOAT) - (lanes_of_bits){0};
+                sums[row][0] = add_pairs(sums[row][0], pair, b0);
+                sums[row][1] = add_pairs(sums[row][1], pair, b1);
             }
             continue;
         }
-#endif
-        (void)bf16;
         lanes b0 = *(const lanes *)right, b1 = *(const lanes *)(right + LANES * FLOAT);
 #pragma GCC unroll 16
         for (int row = 0; row < ROWS; row++) {
@@ -666,6 +657,13 @@ int convnext_mlp_gradient(
     void *x_grad, float *weight1_grad, float *bias1_grad, float *weight2_grad, float *bias2_grad, int64_t rows,
     int64_t of_sample, int64_t inputs, int64_t hidden, int64_t outputs, int bf16, int weight1_is_bf16,
     int weight2_is_bf16, int grad_is_bf16, int threads) {
+    if (rows == 0) {
+        memset(weight1_grad, 0, hidden * inputs * FLOAT);
+        memset(bias1_grad, 0, hidden * FLOAT);
+        memset(weight2_grad, 0, outputs * hidden * FLOAT);
+        memset(bias2_grad, 0, outputs * FLOAT);
+        return 0;
+    }
     Backward p = {
         .s = sizes_of(rows, inputs, hidden, outputs, bf16), .grad = {grad, grad_is_bf16}, .x = {x, bf16},
         .hidden = {kept, bf16}, .weight1 = {weight1, weight1_is_bf16}, .weight2 = {weight2, weight2_is_bf16},
@@ -673,7 +671,7 @@ int convnext_mlp_gradient(
         .weight2_grad = weight2_grad, .bias2_grad = bias2_grad, .of_sample = of_sample, .bf16 = bf16,
         .threads = threads};
     int64_t size = 2 * p.s.padded_hidden * p.s.positions * (bf16 ? 2 : 4);
-    int64_t rounds = TOGETHER / size / threads; // so that no thread waits for the others
+    int64_t rounds = IN_CACHE / size / threads; // so that no thread waits for the others
     p.together = least(p.s.tasks, threads * (rounds > 1 ? rounds : 1));
     Arena arena = {0};
     lay_out_backward(&p, &arena);

@@ -116,6 +116,9 @@ def computes(dtype: torch.dtype) -> bool:
     return native is not None and (dtype == torch.float32 or bool(native.convnext_mlp_has_bf16()))
 
 
+computes._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]  # as native.available
+
+
 def native_of(dtype: torch.dtype, *tensors: Tensor) -> Any:
     """The library, if it computes in a dtype here, of tensors such as these; or None."""
     fits = all(tensor.device.type == "cpu" and tensor.dtype in NATIVE_DTYPES for tensor in tensors)
@@ -239,7 +242,8 @@ def save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  
 def gradient_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """Gradients of the gradients; what is kept of the forward pass is computed again from its inputs."""
     *tensors, keep = ctx.saved_tensors
-    found = through(lambda *inputs: plain_gradient(*inputs, keep, ctx.dtype), tuple(tensors), grads)
+    by_torch: Any = plain_gradient
+    found = through(lambda *inputs: by_torch(*inputs, keep, ctx.dtype), tuple(tensors), grads)
     return *found, None, None
 
 

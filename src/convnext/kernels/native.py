@@ -57,9 +57,9 @@ def library() -> ctypes.CDLL | None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library(options: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     try:
-        return opened("training")
+        return opened("training", options)
     except RunError as error:
         text = (
             f"training on the processor goes on with torch's own operators, which are slower: {error}. "

@@ -142,7 +142,7 @@ def add_mlp(
         tensors = (shortcut, x, *layers) + (() if gamma is None else (gamma,))
         wanted = last.training and first.weight.requires_grad and last.weight.requires_grad
         work, dtype = x.numel() // first.in_features * first.out_features, compute_dtype(x)
-        if is_fast(tensors, wanted=wanted and mlp.computes(dtype), work=work, least=mlp.LEAST_VALUES):
+        if is_fast(tensors, wanted=wanted, work=work, least=mlp.LEAST_VALUES) and mlp.computes(dtype):
             weight, bias, out = last.weight, last.bias, torch.promote_types(shortcut.dtype, dtype)
             if gamma is not None:
                 weight, bias = branch.scale_rows(weight, gamma, dtype), gamma * bias
