@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from convnext.errors import UsageError
 from convnext.kernels import add_branch, bias_gelu, depthwise, layer_norm, mlp
@@ -133,6 +134,15 @@ def test_operators_keep_torchs_rules() -> None:
     out, kept = residual_mlp(*tensors, keep, torch.float32, torch.float32)  # pyright: ignore[reportArgumentType]
     values = [tensor.detach() for tensor in (out, *tensors[1:5])]
     torch.library.opcheck(residual_mlp_gradient, (*values, keep, kept))
+
+
+def test_products_are_counted() -> None:
+    tensors = tensors_of((2, 3, 4), 5, 6, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        out, _ = residual_mlp(*tensors, None, torch.float32, torch.float32)  # pyright: ignore[reportArgumentType]
+        assert counter.get_total_flops() == 2 * 6 * (4 * 5 + 5 * 6)
+        out.sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 6 * (4 * 5 + 5 * 6)
 
 
 def test_gradients_of_gradients() -> None:

@@ -4,11 +4,14 @@ GELU, stochastic depth and the addition are part of it; LayerScale is in the sec
 (:func:`convnext.kernels.add_branch.scale_rows`). What is kept for the gradients is the input and GELU's argument.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from convnext.errors import UsageError
 from convnext.kernels.add_branch import kept, sizes
@@ -249,3 +252,20 @@ def gradient_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 residual_mlp.register_autograd(backward, setup_context=save_inputs)
 residual_mlp_gradient.register_autograd(gradient_backward, setup_context=save_for_gradient)
+
+
+def product_flop(x: Sequence[int], weight1: Sequence[int], weight2: Sequence[int]) -> int:
+    """Products and sums of both linear layers, of shapes (..., B), (D, B) and (C, D)."""
+    return 2 * math.prod(x[:-1]) * (math.prod(weight1) + math.prod(weight2))
+
+
+@register_flop_formula(torch.ops.convnext.residual_mlp)
+def _(_: Any, *shapes: Any, **__: Any) -> int:
+    x, weight1, _bias1, weight2 = shapes[:4]
+    return product_flop(x, weight1, weight2)
+
+
+@register_flop_formula(torch.ops.convnext.residual_mlp_gradient)
+def _(_: Any, *shapes: Any, **__: Any) -> int:
+    x, weight1, _bias1, weight2 = shapes[:4]
+    return 2 * product_flop(x, weight1, weight2)
