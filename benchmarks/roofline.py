@@ -2,7 +2,8 @@
 
 Each operation's time is set against the least that the machine's own speeds allow for its arithmetic and its memory:
 products at the rate of a large matrix product, bytes (each tensor read or written once) at that of a large copy.
-Writes ``results/roofline-PROCESSOR.csv`` and ``docs/roofline-MODE-PROCESSOR``, ``.png`` and ``.svg``. Usage: ``python benchmarks/roofline.py [--batch 8] [--rounds 7]``.
+Writes ``results/roofline-PROCESSOR.csv`` and ``docs/roofline-MODE-PROCESSOR``, ``.png`` and ``.svg``. Usage:
+``python benchmarks/roofline.py [--batch 8] [--rounds 7]``.
 """
 
 import argparse
