@@ -24,6 +24,7 @@ int omp_get_num_threads(void);
 #define LARGE 512              // channels
 #define INNER 98304            // bytes of a task's hidden values, about
 #define IN_CACHE 8388608       // bytes of hidden values of the tasks whose gradients are taken together, about
+#define LARGE_MAP 25165824     // bytes
 #define BLOCK 32               // rows and columns of a matrix that are turned together
 #define HUGE_PAGE 2097152      // bytes
 #define STEP (COLUMNS * FLOAT) // bytes of a panel for a position, or for two of bf16
@@ -117,6 +118,23 @@ INLINE void store_some(void *data, int64_t at, int64_t left, const int is_bf16, 
     if (left > 0) store(data, at, left, is_bf16, values);
 }
 
+// Whole vectors of fp32, past the caches where the processor can.
+INLINE void store_past_caches(float *at, lanes values) {
+#if AVX512
+    _mm512_stream_ps(at, (__m512)values);
+#elif AVX2
+    _mm256_stream_ps(at, (__m256)values);
+#else
+    *(lanes *)at = values;
+#endif
+}
+
+static void finish_stores_past_caches(void) {
+#if AVX512 || AVX2
+    _mm_sfence();
+#endif
+}
+
 // Of two positions: bf16 side by side.
 INLINE lanes paired(lanes first, lanes second) {
     lanes_of_bits low = __builtin_convertvector(rounded(first), lanes_of_bits);
@@ -128,32 +146,35 @@ INLINE lanes paired(lanes first, lanes second) {
 INLINE void pack_panels(
     char *out, Values matrix, int64_t depth, int64_t columns, int64_t k_stride, int64_t n_stride, const int bf16) {
     const int together = bf16 ? 2 : 1;
-    int64_t steps = padded(depth, bf16) / together, panels = padded(columns, bf16) / COLUMNS;
+    int64_t panels = padded(columns, bf16) / COLUMNS, padded_depth = padded(depth, bf16);
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < panels; panel++) {
-        char *to = out + panel * steps * STEP;
-        int64_t n = panel * COLUMNS, left = columns - n;
-        for (int64_t step = 0; step < steps; step++, to += STEP) {
-            float rows[2][COLUMNS] __attribute__((aligned(LINE)));
-            for (int i = 0; i < together; i++) {
-                int64_t k = step * together + i, at = k * k_stride + n * n_stride;
-                if (n_stride == 1) {
-                    *(lanes *)rows[i] = load_some(matrix, at, k < depth ? left : 0);
-                    *(lanes *)(rows[i] + LANES) = load_some(matrix, at + LANES, k < depth ? left - LANES : 0);
-                } else if (k < depth && left >= COLUMNS && !matrix.is_bf16) {
-                    const float *from = (const float *)matrix.data + at;
-#pragma GCC unroll 32
-                    for (int j = 0; j < COLUMNS; j++) rows[i][j] = from[j * n_stride];
-                } else {
-                    for (int j = 0; j < COLUMNS; j++)
-                        rows[i][j] = k < depth && j < left ? load(matrix.data, at + j * n_stride, 1, matrix.is_bf16)[0] : 0;
+        char *to = out + panel * (padded_depth / together) * STEP;
+        int64_t n = panel * COLUMNS, there = columns - n;
+        for (int64_t first = 0; first < padded_depth; first += 16) {
+            float rows[16][COLUMNS] __attribute__((aligned(LINE)));
+            if (n_stride == 1) {
+                for (int k = 0; k < 16; k++)
+                    for (int j = 0; j < COLUMNS; j += LANES)
+                        *(lanes *)(rows[k] + j) =
+                            load_some(matrix, (first + k) * k_stride + n + j, first + k < depth ? there - j : 0);
+            } else { // lines that lie a large power of 2 apart do not stay in the cache: each is read once
+                float lines[COLUMNS][16] __attribute__((aligned(LINE)));
+                for (int j = 0; j < COLUMNS; j++) {
+                    int64_t at = (n + j) * n_stride + first;
+                    __builtin_prefetch((const char *)matrix.data + (at + 64) * (matrix.is_bf16 ? 2 : 4));
+                    for (int k = 0; k < 16; k += LANES)
+                        *(lanes *)(lines[j] + k) = load_some(matrix, at + k, j < there ? depth - first - k : 0);
                 }
+                for (int k = 0; k < 16; k++)
+#pragma GCC unroll 32
+                    for (int j = 0; j < COLUMNS; j++) rows[k][j] = lines[j][k];
             }
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; half++) {
-                lanes first = *(lanes *)(rows[0] + half * LANES), second = *(lanes *)(rows[1] + half * LANES);
-                *(lanes *)(to + half * LANES * FLOAT) = bf16 ? paired(first, second) : first;
-            }
+            for (int k = 0; k < 16; k += together, to += STEP)
+                for (int j = 0; j < COLUMNS; j += LANES) {
+                    lanes values = *(lanes *)(rows[k] + j);
+                    *(lanes *)(to + j * FLOAT) = bf16 ? paired(values, *(lanes *)(rows[k + together - 1] + j)) : values;
+                }
         }
     }
 }
@@ -223,17 +244,19 @@ INLINE void multiply_chunk(
 
 // The hidden values of a group from `column` on: kept, and through GELU packed for the next product.
 INLINE void widen(
-    const char *a, const char *panel, const float *bias, void *hidden, int64_t position, int64_t column, Sizes s,
-    char *inner, int64_t inner_column, const int bf16) {
+    const char *a, const char *panel, const float *bias, void *hidden, int past_caches, int64_t position, int64_t column,
+    Sizes s, char *inner, int64_t inner_column, const int bf16) {
     Tile tile;
     multiply_panel(a, panel, s.padded_inputs / per_line(bf16), bias + column, tile[0], COLUMNS, bf16);
     for (int row = 0; row < ROWS; row += 2) {
         lanes z[4], values[4]; // two halves of two positions
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            int64_t at = position + row + i / 2, half = i % 2 * LANES;
+            int64_t half = i % 2 * LANES, left = position + row + i / 2 < s.rows ? s.hidden - column - half : 0;
+            int64_t at = (position + row + i / 2) * s.hidden + column + half;
             z[i] = *(lanes *)(tile[row + i / 2] + half);
-            store_some(hidden, at * s.hidden + column + half, at < s.rows ? s.hidden - column - half : 0, bf16, z[i]);
+            if (past_caches && left > 0) store_past_caches((float *)hidden + at, z[i]);
+            else store_some(hidden, at, left, bf16, z[i]);
         }
         gelus(z, values, bf16);
         pack(inner, row, inner_column, values[0], values[1], bf16);
@@ -277,6 +300,7 @@ typedef struct {
     void *hidden, *out;
     int64_t of_sample;
     int bf16, out_is_bf16, threads;
+    int past_caches; // whether `hidden` is so large that the caches will not have it any more when it is read
     char *panels1, *panels2;
     float *padded_bias1, *padded_bias2;
     Scratch *scratch;
@@ -306,7 +330,7 @@ INLINE void forward_task(const Forward *p, int64_t task, Scratch own, const int 
         for (int64_t column = first; column < first + chunk; column += COLUMNS)
             for (int64_t group = 0; group < groups; group++)
                 widen(own.packed + group * lines * ROWS * LINE, panel_of(p->panels1, column, s.padded_inputs, bf16),
-                      p->padded_bias1, p->hidden, start + group * ROWS, column, s,
+                      p->padded_bias1, p->hidden, p->past_caches, start + group * ROWS, column, s,
                       own.inner + group * s.inner_lines * ROWS * LINE, column - first, bf16);
         multiply_chunk(own.inner, p->panels2, first, chunk, groups, s, s.padded_outputs, first ? NULL : p->padded_bias2,
                        own.sums, bf16);
@@ -329,6 +353,7 @@ INLINE void forward_of(const Forward *p, const int bf16) {
         pack_panels(p->panels2, p->weight2, s.hidden, s.outputs, 1, s.hidden, bf16);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < s.tasks; task++) forward_task(p, task, p->scratch[omp_get_thread_num()], bf16);
+        finish_stores_past_caches();
     }
 }
 
@@ -352,6 +377,7 @@ int convnext_mlp(
         .weight1 = {weight1, weight1_is_bf16}, .weight2 = {weight2, weight2_is_bf16}, .bias1 = bias1, .bias2 = bias2,
         .keep = keep, .hidden = kept, .out = out, .of_sample = of_sample, .bf16 = bf16, .out_is_bf16 = out_is_bf16,
         .threads = threads};
+    p.past_caches = !bf16 && rows * hidden * FLOAT > LARGE_MAP && hidden % LANES == 0 && (uintptr_t)kept % LINE == 0;
     Arena arena = {0};
     lay_out_forward(&p, &arena);
     arena = (Arena){.data = workspace_of(arena.used)};
