@@ -14,11 +14,13 @@ int omp_get_thread_num(void);
 
 #define BLOCK 16          // channels of a task: a cache line of fp32
 #define TAPS 8            // most taps of a kernel's row that are summed at once
+#if LANES == 16
 #define TILE 4            // positions whose inputs are in registers together
+#else
+#define TILE 2
+#endif
 #define TASKS 128         // enough of them for many threads, as far as there are samples
-#define PACKED_SIZE 65536 // floats of packed input, about: a quarter of a second-level cache
-
-typedef float block __attribute__((vector_size(BLOCK * 4)));
+#define PACKED_SIZE 16384 // floats of packed input, about
 
 typedef struct {
     int64_t samples, height, width, channels;
@@ -26,14 +28,11 @@ typedef struct {
 } Shape;
 
 // The channels from `first` on of one position, as fp32; zeros where there are fewer than a block.
-static inline block read_position(const void *map, int64_t position, int64_t first, Shape shape) {
+INLINE void read_position(float *out, const void *map, int64_t position, int64_t first, Shape shape) {
     int64_t at = position * shape.channels + first, left = shape.channels - first;
-    block values = {0};
-    for (int lane = 0; lane < BLOCK && lane < left; lane += LANES) {
-        lanes part = load(map, at + lane, left - lane, shape.is_bf16);
-        memcpy((float *)&values + lane, &part, sizeof part);
-    }
-    return values;
+#pragma GCC unroll 4
+    for (int lane = 0; lane < BLOCK; lane += LANES)
+        *(lanes *)(out + lane) = lane < left ? load(map, at + lane, left - lane, shape.is_bf16) : (lanes){0};
 }
 
 // sums[j] += x[row, w + j] * grad[row, w], over `rows` rows of `width` positions, for j < taps, a constant where inlined.
@@ -90,16 +89,15 @@ static void add_rows(
         }
         memset(out, 0, pad * BLOCK * FLOAT);
         for (int64_t w = 0; w < width; w++)
-            *(block *)(out + (pad + w) * BLOCK) = read_position(x, sample_start + y * width + w, first, shape);
+            read_position(out + (pad + w) * BLOCK, x, sample_start + y * width + w, first, shape);
         memset(out + (pad + width) * BLOCK, 0, pad * BLOCK * FLOAT);
     }
-    block bias = {0};
+    lanes bias[BLOCK / LANES] = {{0}};
     for (int64_t i = 0; i < rows * width; i++) {
-        block g = read_position(grad, sample_start + h * width + i, first, shape);
-        *(block *)(packed_grad + i * BLOCK) = g;
-        bias += g;
+        read_position(packed_grad + i * BLOCK, grad, sample_start + h * width + i, first, shape);
+        for (int part = 0; part < BLOCK / LANES; part++) bias[part] += *(lanes *)(packed_grad + i * BLOCK + part * LANES);
     }
-    *(block *)(sums + k * k * BLOCK) += bias;
+    for (int part = 0; part < BLOCK / LANES; part++) *(lanes *)(sums + k * k * BLOCK + part * LANES) += bias[part];
 
     int64_t parts = (k + TAPS - 1) / TAPS; // of each row of the kernel
     for (int64_t i = 0; i < k; i++)
@@ -155,9 +153,9 @@ int convnext_depthwise_weight_gradient(
         for (int64_t b = 0; b < blocks; b++) {
             int64_t left = channels - b * BLOCK < BLOCK ? channels - b * BLOCK : BLOCK;
             for (int64_t tap = 0; tap < taps; tap++) {
-                block sum = {0};
+                float sum[BLOCK] = {0};
                 for (int64_t chunk = 0; chunk < chunks; chunk++)
-                    sum += *(block *)(sums + (chunk * blocks + b) * sums_size + tap * BLOCK);
+                    for (int64_t c = 0; c < BLOCK; c++) sum[c] += sums[(chunk * blocks + b) * sums_size + tap * BLOCK + c];
                 for (int64_t c = 0; c < left; c++) {
                     int64_t channel = b * BLOCK + c;
                     if (tap < k * k) weight[channel * k * k + tap] = sum[c];
