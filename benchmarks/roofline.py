@@ -2,8 +2,8 @@
 
 Each operation's time is set against the least that the machine's own speeds allow for its arithmetic and its memory:
 products at the rate of a large matrix product, bytes (each tensor read or written once) at that of a large copy.
-Writes ``results/roofline-PROCESSOR.csv`` and ``docs/roofline-inference`` and ``docs/roofline-training``, ``.png`` and
-``.svg``. Usage: ``python benchmarks/roofline.py [--batch 8] [--rounds 7]``.
+Writes ``results/roofline-PROCESSOR.csv`` and ``docs/roofline-MODE-PROCESSOR``, ``.png`` and ``.svg``. Usage:
+``python benchmarks/roofline.py [--batch 8] [--rounds 7]``.
 """
 
 import argparse
@@ -51,6 +51,8 @@ GROUPS = {  # what an operation is called in the figure, by how torch's or this 
     "bias_gelu": "GELU, with the bias",
     "add_branch": "ends of branches: bias, addition",
     "scale_rows": "LayerScale, in the weights",
+    "residual_mlp": "linear layers, GELU, addition",
+    "residual_mlp_gradient": "linear layers, GELU, addition, backward",
     "native_layer_norm": "LayerNorm",
     "layer_norm": "LayerNorm",
     "_fused_adamw_": "AdamW",
@@ -282,7 +284,7 @@ def main() -> None:
                     }
                 )
                 print(*rows[-1].values(), sep="  ")
-        write_figure(draw(mode, recorded, options.batch), DOCS / f"roofline-{mode}")
+        write_figure(draw(mode, recorded, options.batch), DOCS / f"roofline-{mode}-{processor_kind()}")
     write_rows(f"roofline-{processor_kind()}", rows)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.kernels.native import available
-from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, add_branch, linear_gelu
+from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, add_branch, add_mlp, linear_gelu
 from convnext.speed.case import Precision
 from convnext.speed.ceiling import flop_of_image, matrix_products
 from convnext.speed.clock import alternate, quartiles, times_as_fast
@@ -77,6 +77,10 @@ def layers(channels: int, size: int, precision: str) -> dict[str, tuple[Callable
         "linear layer, LayerScale, stochastic depth, addition": (
             lambda shortcut, hidden: add_branch(shortcut, hidden, last, gamma, drop_path),
             (x, hidden.permute(0, 2, 3, 1)),
+        ),
+        "both linear layers and what is between and behind them": (
+            lambda shortcut, x: add_mlp(shortcut, x, first, nn.GELU(), last, gamma, drop_path),
+            (x, normed.permute(0, 2, 3, 1)),
         ),
     }
 

@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor, nn
 
 from convnext.errors import RunError
-from convnext.kernels import inference
+from convnext.kernels import inference, native
 
 
 def brought_about(case: str, module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
@@ -38,3 +38,11 @@ def take_inference_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         inference.inference_library()
     except RunError as error:
         pytest.skip(str(error))
+
+
+def take_training_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for the library for training."""
+    if name != "here":
+        monkeypatch.setattr(native, "_library", partial(native._library, PORTABLE[name]))
+    if not native.available():
+        pytest.skip("no C compiler here")

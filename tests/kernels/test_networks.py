@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import convnext
-from convnext.kernels import add_branch, bias_gelu, depthwise, layer_norm
+from convnext.kernels import add_branch, bias_gelu, depthwise, layer_norm, mlp
 from convnext.kernels.native import available
 from convnext.models.convnext import Block
 from convnext.models.layers import LayerNorm
@@ -17,14 +17,14 @@ from tests.kernels.cases import brought_about
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler here")
 
 TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2}  # of a whole block
-OPERATORS = ("depthwise_conv2d", "layer_norm", "bias_gelu", "scale_rows", "add_branch")
+OPERATORS = ("depthwise_conv2d", "layer_norm", "bias_gelu", "scale_rows", "add_branch", "residual_mlp")
 
 
 @pytest.fixture(autouse=True)
 def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the fast path for small maps too."""
     monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
-    for module in (layer_norm, bias_gelu, add_branch):
+    for module in (layer_norm, bias_gelu, add_branch, mlp):
         monkeypatch.setattr(module, "LEAST_VALUES", 0)
 
 
@@ -76,19 +76,21 @@ def test_export_of_training_and_evaluation() -> None:
         exported = torch.export.export(module, (x,))
         torch.testing.assert_close(exported.module()(x), module(x))
         nodes = " ".join(str(node.target) for node in exported.graph.nodes)
-        assert [name for name in OPERATORS if f"convnext.{name}" in nodes] == (list(OPERATORS) if mode else [])
+        ends = {"scale_rows", "residual_mlp"} if mlp.computes(torch.bfloat16) else set(OPERATORS) - {"residual_mlp"}
+        expected = {"depthwise_conv2d", "layer_norm"} | ends if mode else set()
+        assert {name for name in OPERATORS if f"convnext.{name}." in nodes} == expected
 
 
 @pytest.mark.parametrize("case", ["evaluation", "no_grad", "frozen", "float64", "fp16 autocast", "small"])
 def test_torchs_operators_where_nothing_is_gained(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = block()
     calls = []
-    for kernel in (depthwise, layer_norm, bias_gelu, add_branch):
+    for kernel in (depthwise, layer_norm, bias_gelu, add_branch, mlp):
         monkeypatch.setattr(kernel, "library", lambda: calls.append(1))
     module, x = brought_about(case, module, x)
     if case == "small":
         monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 1e9)
-        for kernel in (layer_norm, bias_gelu, add_branch):
+        for kernel in (layer_norm, bias_gelu, add_branch, mlp):
             monkeypatch.setattr(kernel, "LEAST_VALUES", 1e9)
     with torch.set_grad_enabled(case != "no_grad"), torch.autocast("cpu", torch.float16, enabled="fp16" in case):
         assert module(x).shape == x.shape

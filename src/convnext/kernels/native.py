@@ -6,6 +6,7 @@ be built, that is said once.
 
 import ctypes
 import hashlib
+import mmap
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,11 @@ from convnext.kernels import enabled
 
 FOLDER = Path(__file__).parent
 SOURCES = {  # of each library
-    "training": ("add_branch.c", "bias_gelu.c", "depthwise.c", "layer_norm.c"),
+    "training": ("add_branch.c", "bias_gelu.c", "depthwise.c", "layer_norm.c", "mlp.c"),
     "inference": ("inference.c",),
 }
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
+HUGE_PAGE = 2 * 1024 * 1024
 BUILD_SECONDS = 120  # a file takes less than one; a compiler that hangs does not hold up a training for longer
 
 _building = threading.Lock()
@@ -54,9 +57,9 @@ def library() -> ctypes.CDLL | None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library(options: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     try:
-        return opened("training")
+        return opened("training", options)
     except RunError as error:
         text = (
             f"training on the processor goes on with torch's own operators, which are slower: {error}. "
@@ -79,6 +82,27 @@ def call(native: ctypes.CDLL, function: str, *values: Tensor | bool | float | No
     """
     if getattr(native, f"convnext_{function}")(*map(argument, values), ctypes.c_int(torch.get_num_threads())):
         raise RunError("no memory is left for a layer's gradient: take a smaller batch")
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor for a kernel to write, its memory asked for in huge pages where it is large.
+
+    The system hands out memory in pages, cleared when they are first written: thousands of them for a map of a first
+    stage, at every step, since large memory is given back when it is free.
+    """
+    tensor = torch.empty(shape, dtype=dtype)
+    first = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    size = (tensor.data_ptr() + tensor.nbytes - first) // HUGE_PAGE * HUGE_PAGE
+    if size > 0 and sys.platform == "linux":
+        _madvise()(first, size, mmap.MADV_HUGEPAGE)  # where it is refused, pages are small
+    return tensor
+
+
+@cache
+def _madvise() -> Any:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
 
 
 def vector(values: Tensor) -> Tensor:

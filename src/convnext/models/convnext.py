@@ -18,6 +18,7 @@ from convnext.models.layers import (
     LayerNorm,
     LayerNorm2d,
     add_branch,
+    add_mlp,
     classifier_head,
     drop_path_rates,
     init_weights,
@@ -48,6 +49,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         x = self.norm(to_nhwc(self.dwconv(x)))  # (N, H, W, C)
+        if isinstance(self.grn, nn.Identity):
+            return add_mlp(shortcut, x, self.pwconv1, self.act, self.pwconv2, self.gamma, self.drop_path)
         x = self.grn(linear_gelu(x, self.pwconv1, self.act))
         return add_branch(shortcut, x, self.pwconv2, self.gamma, self.drop_path)  # (N, C, H, W)
 

@@ -3,12 +3,14 @@
 Maps are (N, C, H, W), kept in channels_last memory, so that the (N, H, W, C) views taken here cost no copy.
 """
 
+from typing import TypeGuard
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.kernels import add_branch as branch
-from convnext.kernels import bias_gelu, depthwise, layer_norm
+from convnext.kernels import bias_gelu, depthwise, layer_norm, mlp
 from convnext.kernels.choice import compute_dtype, is_fast
 
 
@@ -115,9 +117,49 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
+def add_mlp(
+    shortcut: Tensor,
+    x: Tensor,
+    first: nn.Module,
+    act: nn.Module,
+    last: nn.Module,
+    gamma: Tensor | None,
+    drop_path: DropPath,
+) -> Tensor:
+    """A residual branch from its first linear layer on: ``shortcut + drop_path(gamma * last(act(first(x))))``.
+
+    Args:
+        shortcut: (N, C, H, W).
+        x: (N, B, H, W), or (N, H, W, B) for an ``nn.Linear``.
+        first: to (N, D, H, W) or (N, H, W, D).
+        act: the activation.
+        last: to (N, C, H, W) or (N, H, W, C).
+        gamma: LayerScale, (C).
+        drop_path: stochastic depth.
+    """
+    if is_linear(first) and is_linear(last) and isinstance(act, nn.GELU):
+        layers = (first.weight, first.bias, last.weight, last.bias)
+        tensors = (shortcut, x, *layers) + (() if gamma is None else (gamma,))
+        wanted = last.training and first.weight.requires_grad and last.weight.requires_grad
+        work, dtype = x.numel() // first.in_features * first.out_features, compute_dtype(x)
+        if is_fast(tensors, wanted=wanted, work=work, least=mlp.LEAST_VALUES) and mlp.computes(dtype):
+            weight, bias, out = last.weight, last.bias, torch.promote_types(shortcut.dtype, dtype)
+            if gamma is not None:
+                weight, bias = branch.scale_rows(weight, gamma, dtype), gamma * bias
+                out = torch.promote_types(shortcut.dtype, gamma.dtype)
+            values = to_nhwc(shortcut), as_rows(x, first), first.weight, first.bias, weight, bias
+            return to_nchw(mlp.residual_mlp(*values, drop_path.factors(len(x), bias), dtype, out)[0])
+    return add_branch(shortcut, linear_gelu(x, first, act), last, gamma, drop_path)
+
+
+def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer is a linear one with a bias."""
+    return isinstance(layer, nn.Linear) and layer.bias is not None
+
+
 def linear_gelu(x: Tensor, linear: nn.Module, act: nn.Module) -> Tensor:
     """``act(linear(x))``, in training on the CPU by one pass for bias and GELU."""
-    if isinstance(linear, nn.Linear) and isinstance(act, nn.GELU) and linear.bias is not None:
+    if is_linear(linear) and isinstance(act, nn.GELU):
         work, least = x.numel() // linear.in_features * linear.out_features, bias_gelu.LEAST_VALUES
         wanted = linear.training and linear.weight.requires_grad
         if is_fast((x, linear.weight, linear.bias), wanted=wanted, work=work, least=least):
@@ -136,7 +178,7 @@ def add_branch(shortcut: Tensor, x: Tensor, last: nn.Module, gamma: Tensor | Non
         gamma: LayerScale, (C).
         drop_path: stochastic depth.
     """
-    if isinstance(last, nn.Linear) and last.bias is not None:
+    if is_linear(last):
         tensors = (shortcut, x, last.weight, last.bias) + (() if gamma is None else (gamma,))
         wanted, work = last.training and last.weight.requires_grad, shortcut.numel()
         if is_fast(tensors, wanted=wanted, work=work, least=branch.LEAST_VALUES):

@@ -1,0 +1,713 @@
+// The two linear layers at the end of ConvNeXt's residual branch, in training:
+//
+//     hidden = x weight1^T + bias1
+//     out    = shortcut + keep * (gelu(hidden) weight2^T + bias2)
+//
+// where `keep` is a number for each sample (stochastic depth). A task is some rows of the map: of the values of 4 times
+// the width only as many are at hand as stay in the second-level cache, and GELU and its slope are taken while the sums
+// are in registers. Products are fp32, or of bf16 summed in fp32.
+//
+// The gradients of the weights are sums over all rows. They are taken of some tasks together, whose values stay in the
+// third-level cache, one task after the other: their bits depend neither on the number of threads nor on their order.
+
+#include "products.h"
+#include "gelu.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+
+#define POSITIONS 168          // of a task, about,
+#define POSITIONS_OF_LARGE 198 // or where the weights are large beside them:
+#define LARGE 512              // channels
+#define INNER 98304            // bytes of a task's hidden values, about
+#define IN_CACHE 8388608       // bytes of hidden values of the tasks whose gradients are taken together, about
+#define LARGE_MAP 25165824     // bytes
+#define BLOCK 32               // rows and columns of a matrix that are turned together
+#define HUGE_PAGE 2097152      // bytes
+#define STEP (COLUMNS * FLOAT) // bytes of a panel for a position, or for two of bf16
+
+typedef struct {
+    int64_t rows, inputs, hidden, outputs;
+    int64_t padded_inputs, padded_hidden, padded_outputs;
+    int64_t positions, tasks; // of a task; of them
+    int64_t chunk, inner_lines; // hidden values at hand together; as lines
+} Sizes;
+
+typedef struct {
+    const void *data;
+    int is_bf16;
+} Values;
+
+static int64_t padded(int64_t size, int bf16) {
+    int64_t unit = per_line(bf16) > COLUMNS ? per_line(bf16) : COLUMNS;
+    return divide_up(size, unit) * unit;
+}
+
+static Sizes sizes_of(int64_t rows, int64_t inputs, int64_t hidden, int64_t outputs, int bf16) {
+    Sizes s = {
+        .rows = rows, .inputs = inputs, .hidden = hidden, .outputs = outputs, .padded_inputs = padded(inputs, bf16),
+        .padded_hidden = padded(hidden, bf16), .padded_outputs = padded(outputs, bf16)};
+    int64_t most = inputs > LARGE || outputs > LARGE ? POSITIONS_OF_LARGE : POSITIONS;
+    s.positions = divide_up(divide_up(rows, divide_up(rows, most)), ROWS) * ROWS;
+    s.tasks = divide_up(rows, s.positions);
+    int64_t unit = padded(1, bf16), value = bf16 ? 2 : 4;
+    int64_t chunks = divide_up(s.padded_hidden * s.positions * value, INNER);
+    s.chunk = divide_up(divide_up(s.padded_hidden, chunks), unit) * unit;
+    s.inner_lines = s.chunk / per_line(bf16);
+    return s;
+}
+
+// Memory of the calling thread from call to call, since that of the system comes in pages to be cleared.
+typedef struct {
+    int64_t size;
+    char *data;
+} Workspace;
+
+static pthread_key_t workspace_key;
+static pthread_once_t workspace_once = PTHREAD_ONCE_INIT;
+
+static void free_workspace(void *workspace) {
+    free(((Workspace *)workspace)->data);
+    free(workspace);
+}
+
+static void make_workspace_key(void) { pthread_key_create(&workspace_key, free_workspace); }
+
+static char *workspace_of(int64_t size) {
+    pthread_once(&workspace_once, make_workspace_key);
+    Workspace *own = pthread_getspecific(workspace_key);
+    if (!own) {
+        own = calloc(1, sizeof *own);
+        if (!own || pthread_setspecific(workspace_key, own)) {
+            free(own);
+            return NULL;
+        }
+    }
+    if (own->size < size) {
+        free(own->data);
+        size = divide_up(size, HUGE_PAGE) * HUGE_PAGE;
+        own->data = aligned_alloc(HUGE_PAGE, size);
+        own->size = own->data ? size : 0;
+#if defined(__linux__)
+        if (own->data) madvise(own->data, size, MADV_HUGEPAGE);
+#endif
+    }
+    return own->data;
+}
+
+// Memory that is shared out; without data, that counts how much is needed.
+typedef struct {
+    char *data;
+    int64_t used;
+} Arena;
+
+static void *take(Arena *arena, int64_t size) {
+    char *taken = arena->data ? arena->data + arena->used : NULL;
+    arena->used += divide_up(size, 4096) * 4096 + LINE; // neighbours do not fall on the same lines of a cache
+    return taken;
+}
+
+INLINE lanes load_some(Values from, int64_t at, int64_t left) {
+    return left > 0 ? load(from.data, at, left, from.is_bf16) : (lanes){0};
+}
+
+INLINE void store_some(void *data, int64_t at, int64_t left, const int is_bf16, lanes values) {
+    if (left > 0) store(data, at, left, is_bf16, values);
+}
+
+// Whole vectors of fp32, past the caches where the processor can.
+INLINE void store_past_caches(float *at, lanes values) {
+#if AVX512
+    _mm512_stream_ps(at, (__m512)values);
+#elif AVX2
+    _mm256_stream_ps(at, (__m256)values);
+#else
+    *(lanes *)at = values;
+#endif
+}
+
+static void finish_stores_past_caches(void) {
+#if AVX512 || AVX2
+    _mm_sfence();
+#endif
+}
+
+// Of two positions: bf16 side by side.
+INLINE lanes paired(lanes first, lanes second) {
+    lanes_of_bits low = __builtin_convertvector(rounded(first), lanes_of_bits);
+    return (lanes)(low | __builtin_convertvector(rounded(second), lanes_of_bits) << 16);
+}
+
+// Lay out a matrix (depth, columns), element (k, n) at k * k_stride + n * n_stride, in panels; one of the strides is 1.
+// All threads share the work.
+INLINE void pack_panels(
+    char *out, Values matrix, int64_t depth, int64_t columns, int64_t k_stride, int64_t n_stride, const int bf16) {
+    const int together = bf16 ? 2 : 1;
+    int64_t panels = padded(columns, bf16) / COLUMNS, padded_depth = padded(depth, bf16);
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++) {
+        char *to = out + panel * (padded_depth / together) * STEP;
+        int64_t n = panel * COLUMNS, there = columns - n;
+        for (int64_t first = 0; first < padded_depth; first += 16) {
+            float rows[16][COLUMNS] __attribute__((aligned(LINE)));
+            if (n_stride == 1) {
+                for (int k = 0; k < 16; k++)
+                    for (int j = 0; j < COLUMNS; j += LANES)
+                        *(lanes *)(rows[k] + j) =
+                            load_some(matrix, (first + k) * k_stride + n + j, first + k < depth ? there - j : 0);
+            } else { // lines that lie a large power of 2 apart do not stay in the cache: each is read once
+                float lines[COLUMNS][16] __attribute__((aligned(LINE)));
+                for (int j = 0; j < COLUMNS; j++) {
+                    int64_t at = (n + j) * n_stride + first;
+                    __builtin_prefetch((const char *)matrix.data + (at + 64) * (matrix.is_bf16 ? 2 : 4));
+                    for (int k = 0; k < 16; k += LANES)
+                        *(lanes *)(lines[j] + k) = load_some(matrix, at + k, j < there ? depth - first - k : 0);
+                }
+                for (int k = 0; k < 16; k++)
+#pragma GCC unroll 32
+                    for (int j = 0; j < COLUMNS; j++) rows[k][j] = lines[j][k];
+            }
+            for (int k = 0; k < 16; k += together, to += STEP)
+                for (int j = 0; j < COLUMNS; j += LANES) {
+                    lanes values = *(lanes *)(rows[k] + j);
+                    *(lanes *)(to + j * FLOAT) = bf16 ? paired(values, *(lanes *)(rows[k + together - 1] + j)) : values;
+                }
+        }
+    }
+}
+
+// A row, times a number, where `multiply` reads it.
+INLINE void pack_row(char *packed, int64_t position, int64_t lines, Values from, int64_t at, int64_t size, int64_t padded_size, float factor, const int bf16) {
+    char *group = packed + position / ROWS * lines * ROWS * LINE;
+    for (int64_t c = 0; c < padded_size; c += COLUMNS)
+        pack(group, (int)(position % ROWS), c, factor * load_some(from, at + c, size - c),
+             factor * load_some(from, at + c + LANES, size - c - LANES), bf16);
+}
+
+// Sums of ROWS positions and COLUMNS columns. The functions that fill one are not inlined: in anything larger compilers
+// run out of registers for them.
+typedef float Tile[ROWS][COLUMNS] __attribute__((aligned(LINE)));
+
+// out[ROWS][.], with `stride` floats from row to row: the product, added to what is there, or to `bias`.
+INLINE void multiply_into(
+    const char *a, const char *b, int64_t lines, const float *bias, float *out, int64_t stride, const int bf16) {
+    lanes sums[ROWS][2];
+#pragma GCC unroll 16
+    for (int row = 0; row < ROWS; row++) {
+        const float *from = bias ? bias : out + row * stride;
+        sums[row][0] = *(const lanes *)from;
+        sums[row][1] = *(const lanes *)(from + LANES);
+    }
+    multiply(ROWS, bf16, a, b, lines, sums);
+#pragma GCC unroll 16
+    for (int row = 0; row < ROWS; row++) {
+        *(lanes *)(out + row * stride) = sums[row][0];
+        *(lanes *)(out + row * stride + LANES) = sums[row][1];
+    }
+}
+
+static __attribute__((noinline)) void multiply_fp32(
+    const char *a, const char *b, int64_t lines, const float *bias, float *out, int64_t stride) {
+    multiply_into(a, b, lines, bias, out, stride, 0);
+}
+
+static __attribute__((noinline)) void multiply_bf16(
+    const char *a, const char *b, int64_t lines, const float *bias, float *out, int64_t stride) {
+    multiply_into(a, b, lines, bias, out, stride, HAS_BF16);
+}
+
+INLINE void multiply_panel(
+    const char *a, const char *b, int64_t lines, const float *bias, float *out, int64_t stride, const int bf16) {
+    if (bf16) multiply_bf16(a, b, lines, bias, out, stride);
+    else multiply_fp32(a, b, lines, bias, out, stride);
+}
+
+// The panel of a matrix with `depth` rows that begins at a column.
+INLINE const char *panel_of(const char *panels, int64_t column, int64_t depth, const int bf16) {
+    return panels + column / COLUMNS * (depth / (bf16 ? 2 : 1)) * STEP;
+}
+
+// sums[positions][.] += a chunk of hidden values times the rows of the second matrix from `first` on.
+INLINE void multiply_chunk(
+    const char *inner, const char *panels, int64_t first, int64_t chunk, int64_t groups, Sizes s, int64_t width,
+    const float *bias, float *sums, const int bf16) {
+    for (int64_t column = 0; column < width; column += COLUMNS) {
+        const char *panel = panel_of(panels, column, s.padded_hidden, bf16) + first / (bf16 ? 2 : 1) * STEP;
+        for (int64_t group = 0; group < groups; group++)
+            multiply_panel(inner + group * s.inner_lines * ROWS * LINE, panel, chunk / per_line(bf16),
+                           bias ? bias + column : NULL, sums + group * ROWS * width + column, width, bf16);
+    }
+}
+
+// The hidden values of a group from `column` on: kept, and through GELU packed for the next product.
+INLINE void widen(
+    const char *a, const char *panel, const float *bias, void *hidden, int past_caches, int64_t position, int64_t column,
+    Sizes s, char *inner, int64_t inner_column, const int bf16) {
+    Tile tile;
+    multiply_panel(a, panel, s.padded_inputs / per_line(bf16), bias + column, tile[0], COLUMNS, bf16);
+    for (int row = 0; row < ROWS; row += 2) {
+        lanes z[4], values[4]; // two halves of two positions
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            int64_t half = i % 2 * LANES, left = position + row + i / 2 < s.rows ? s.hidden - column - half : 0;
+            int64_t at = (position + row + i / 2) * s.hidden + column + half;
+            z[i] = *(lanes *)(tile[row + i / 2] + half);
+            if (past_caches && left > 0) store_past_caches((float *)hidden + at, z[i]);
+            else store_some(hidden, at, left, bf16, z[i]);
+        }
+        gelus(z, values, bf16);
+        pack(inner, row, inner_column, values[0], values[1], bf16);
+        pack(inner, row + 1, inner_column, values[2], values[3], bf16);
+    }
+}
+
+typedef struct {
+    char *packed, *inner;
+    float *sums;
+    uint32_t *units;
+} Scratch; // of a thread
+
+static Scratch take_scratch(Arena *arena, Sizes s, int64_t from, int64_t to, int bf16) {
+    int64_t value = bf16 ? 2 : 4;
+    Scratch scratch;
+    scratch.packed = take(arena, s.positions * from * value);
+    scratch.inner = take(arena, s.positions * s.chunk * value);
+    scratch.sums = take(arena, s.positions * to * FLOAT);
+    scratch.units = take(arena, (from > to ? from : to) * FLOAT);
+    return scratch;
+}
+
+static int64_t panels_size(int64_t depth, int64_t columns, int bf16) {
+    return padded(depth, bf16) * padded(columns, bf16) * (bf16 ? 2 : 4);
+}
+
+static float *take_bias(Arena *arena, const float *bias, int64_t size, int64_t padded_size) {
+    float *out = take(arena, padded_size * FLOAT);
+    if (out) {
+        memset(out, 0, padded_size * FLOAT);
+        memcpy(out, bias, size * FLOAT);
+    }
+    return out;
+}
+
+typedef struct {
+    Sizes s;
+    Values x, shortcut, weight1, weight2;
+    const float *bias1, *bias2, *keep;
+    void *hidden, *out;
+    int64_t of_sample;
+    int bf16, out_is_bf16, threads;
+    int past_caches; // whether `hidden` is so large that the caches will not have it any more when it is read
+    char *panels1, *panels2;
+    float *padded_bias1, *padded_bias2;
+    Scratch *scratch;
+} Forward;
+
+static void lay_out_forward(Forward *p, Arena *arena) {
+    Sizes s = p->s;
+    p->panels1 = take(arena, panels_size(s.inputs, s.hidden, p->bf16));
+    p->panels2 = take(arena, panels_size(s.hidden, s.outputs, p->bf16));
+    p->padded_bias1 = take_bias(arena, p->bias1, s.hidden, s.padded_hidden);
+    p->padded_bias2 = take_bias(arena, p->bias2, s.outputs, s.padded_outputs);
+    p->scratch = take(arena, p->threads * sizeof *p->scratch);
+    for (int i = 0; i < p->threads; i++) {
+        Scratch own = take_scratch(arena, s, s.padded_inputs, s.padded_outputs, p->bf16);
+        if (p->scratch) p->scratch[i] = own;
+    }
+}
+
+INLINE void forward_task(const Forward *p, int64_t task, Scratch own, const int bf16) {
+    Sizes s = p->s;
+    int64_t start = task * s.positions, count = least(s.positions, s.rows - start), groups = divide_up(count, ROWS);
+    int64_t lines = s.padded_inputs / per_line(bf16);
+    for (int64_t i = 0; i < count; i++)
+        pack_row(own.packed, i, lines, p->x, (start + i) * s.inputs, s.inputs, s.padded_inputs, 1, bf16);
+    for (int64_t first = 0; first < s.padded_hidden; first += s.chunk) {
+        int64_t chunk = least(s.chunk, s.padded_hidden - first);
+        for (int64_t column = first; column < first + chunk; column += COLUMNS)
+            for (int64_t group = 0; group < groups; group++)
+                widen(own.packed + group * lines * ROWS * LINE, panel_of(p->panels1, column, s.padded_inputs, bf16),
+                      p->padded_bias1, p->hidden, p->past_caches, start + group * ROWS, column, s,
+                      own.inner + group * s.inner_lines * ROWS * LINE, column - first, bf16);
+        multiply_chunk(own.inner, p->panels2, first, chunk, groups, s, s.padded_outputs, first ? NULL : p->padded_bias2,
+                       own.sums, bf16);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        float kept = p->keep ? p->keep[(start + i) / p->of_sample] : 1;
+        for (int64_t c = 0; c < s.outputs; c += LANES) {
+            int64_t at = (start + i) * s.outputs + c, left = s.outputs - c;
+            lanes branch = kept * *(const lanes *)(own.sums + i * s.padded_outputs + c);
+            store(p->out, at, left, p->out_is_bf16, load_some(p->shortcut, at, left) + branch);
+        }
+    }
+}
+
+INLINE void forward_of(const Forward *p, const int bf16) {
+    Sizes s = p->s;
+#pragma omp parallel num_threads(p->threads)
+    {
+        pack_panels(p->panels1, p->weight1, s.inputs, s.hidden, 1, s.inputs, bf16);
+        pack_panels(p->panels2, p->weight2, s.hidden, s.outputs, 1, s.hidden, bf16);
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < s.tasks; task++) forward_task(p, task, p->scratch[omp_get_thread_num()], bf16);
+        finish_stores_past_caches();
+    }
+}
+
+// Args:
+//     x: (rows, inputs); shortcut: (rows, outputs).
+//     weight1: (hidden, inputs); bias1: (hidden), fp32.
+//     weight2: (outputs, hidden); bias2: (outputs), fp32.
+//     keep: (rows / of_sample), fp32, or null for ones.
+//     out: (rows, outputs), written.
+//     kept: (rows, hidden), the hidden values before GELU, written.
+//     bf16: of x, kept and the products; the others have flags of their own.
+// Returns 0, or 1 where there is no memory.
+int convnext_mlp(
+    const void *x, const void *shortcut, const void *weight1, const float *bias1, const void *weight2,
+    const float *bias2, const float *keep, void *out, void *kept, int64_t rows, int64_t of_sample, int64_t inputs,
+    int64_t hidden, int64_t outputs, int bf16, int weight1_is_bf16, int weight2_is_bf16, int shortcut_is_bf16,
+    int out_is_bf16, int threads) {
+    if (rows == 0) return 0;
+    Forward p = {
+        .s = sizes_of(rows, inputs, hidden, outputs, bf16), .x = {x, bf16}, .shortcut = {shortcut, shortcut_is_bf16},
+        .weight1 = {weight1, weight1_is_bf16}, .weight2 = {weight2, weight2_is_bf16}, .bias1 = bias1, .bias2 = bias2,
+        .keep = keep, .hidden = kept, .out = out, .of_sample = of_sample, .bf16 = bf16, .out_is_bf16 = out_is_bf16,
+        .threads = threads};
+    p.past_caches = !bf16 && rows * hidden * FLOAT > LARGE_MAP && hidden % LANES == 0 && (uintptr_t)kept % LINE == 0;
+    Arena arena = {0};
+    lay_out_forward(&p, &arena);
+    arena = (Arena){.data = workspace_of(arena.used)};
+    if (!arena.data) return 1;
+    lay_out_forward(&p, &arena);
+    if (bf16) forward_of(&p, HAS_BF16);
+    else forward_of(&p, 0);
+    return 0;
+}
+
+// --- The gradients ---
+
+// out[row][.] = [out[row][.] +] the sum over steps of left[step][row] * right[step][.], a step being a position, or two
+// of bf16.
+INLINE void multiply_steps(
+    const char *left, const char *right, int64_t steps, float *out, int64_t stride, int add, const int bf16) {
+    lanes sums[ROWS][2] = {{{0}}};
+    for (int64_t step = 0; step < steps; step++, left += ROWS * FLOAT, right += STEP) {
+        if (bf16) {
+            lanes_of_bits b0 = *(const lanes_of_bits *)right, b1 = *(const lanes_of_bits *)(right + LANES * FLOAT);
+#pragma GCC unroll 16
+            for (int row = 0; row < ROWS; row++) {
+                lanes_of_bits pair = *(const uint32_t *)(left + row * FLOAT) - (lanes_of_bits){0};
+                sums[row][0] = add_pairs(sums[row][0], pair, b0);
+                sums[row][1] = add_pairs(sums[row][1], pair, b1);
+            }
+            continue;
+        }
+        lanes b0 = *(const lanes *)right, b1 = *(const lanes *)(right + LANES * FLOAT);
+#pragma GCC unroll 16
+        for (int row = 0; row < ROWS; row++) {
+            float value = *(const float *)(left + row * FLOAT);
+            sums[row][0] += value * b0;
+            sums[row][1] += value * b1;
+        }
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < ROWS; row++, out += stride) {
+        lanes_anywhere *first = (lanes_anywhere *)out, *second = (lanes_anywhere *)(out + LANES);
+        *first = add ? *first + sums[row][0] : sums[row][0];
+        *second = add ? *second + sums[row][1] : sums[row][1];
+    }
+}
+
+static __attribute__((noinline)) void multiply_steps_fp32(
+    const char *left, const char *right, int64_t steps, float *out, int64_t stride, int add) {
+    multiply_steps(left, right, steps, out, stride, add, 0);
+}
+
+static __attribute__((noinline)) void multiply_steps_bf16(
+    const char *left, const char *right, int64_t steps, float *out, int64_t stride, int add) {
+    multiply_steps(left, right, steps, out, stride, add, HAS_BF16);
+}
+
+typedef struct {
+    Sizes s;
+    Values grad, x, hidden, weight1, weight2;
+    const float *keep;
+    void *x_grad;
+    float *weight1_grad, *bias1_grad, *weight2_grad, *bias2_grad;
+    int64_t of_sample;
+    int bf16, threads;
+    int64_t together;          // tasks whose gradients of the weights are taken together
+    char *panels1, *panels2;
+    float *turned;             // weight1's gradient, (inputs, hidden)
+    float *parts;              // sums for bias2's
+    // Of each of the tasks together: groups of ROWS channels of x and of keep * grad, and panels of the gradient with
+    // respect to the hidden values and of GELU of them, all of them step by step.
+    char *left_x, *left_grad, *slopes, *gelus;
+    int64_t left_x_size, left_grad_size, right_size;
+    Scratch *scratch;
+} Backward;
+
+// Of `turned`, in floats: not a multiple of a page, whose rows would fall on the same lines of a cache.
+static int64_t turned_stride(Sizes s) { return s.padded_hidden + 16; }
+
+static void lay_out_backward(Backward *p, Arena *arena) {
+    Sizes s = p->s;
+    int64_t value = p->bf16 ? 2 : 4;
+    p->panels1 = take(arena, panels_size(s.hidden, s.inputs, p->bf16));
+    p->panels2 = take(arena, panels_size(s.outputs, s.hidden, p->bf16));
+    p->turned = take(arena, s.inputs * turned_stride(s) * FLOAT);
+    p->parts = take(arena, tasks_of(s.rows) * whole(s.outputs) * FLOAT);
+    p->left_x_size = divide_up(s.inputs, ROWS) * ROWS * s.positions * value;
+    p->left_grad_size = divide_up(s.outputs, ROWS) * ROWS * s.positions * value;
+    p->right_size = s.padded_hidden * s.positions * value;
+    p->left_x = take(arena, p->together * p->left_x_size);
+    p->left_grad = take(arena, p->together * p->left_grad_size);
+    p->slopes = take(arena, p->together * p->right_size);
+    p->gelus = take(arena, p->together * p->right_size);
+    p->scratch = take(arena, p->threads * sizeof *p->scratch);
+    for (int i = 0; i < p->threads; i++) {
+        Scratch own = take_scratch(arena, s, s.padded_outputs, s.padded_inputs, p->bf16);
+        if (p->scratch) p->scratch[i] = own;
+    }
+}
+
+// Lay out some rows, times a factor each, from `position` of their task on: in groups of ROWS channels, step by step.
+// Behind the last row are zeros. `units` is for a step of all channels.
+INLINE void lay_left(
+    char *left, int64_t position, Values from, int64_t at, int64_t count, int64_t channels, const float *factors,
+    int64_t capacity, uint32_t *units, const int bf16) {
+    const int together = bf16 ? 2 : 1;
+    for (int64_t i = 0; i < count; i += together) {
+        for (int64_t c = 0; c < channels; c += LANES) {
+            int64_t there = channels - c, second = i + 1 < count ? there : 0;
+            lanes values = load_some(from, at + i * channels + c, there) * (factors ? factors[i] : 1);
+            if (bf16) {
+                lanes others = load_some(from, at + (i + 1) * channels + c, second);
+                values = paired(values, others * (factors && second ? factors[i + 1] : 1));
+            }
+            *(lanes *)(units + c) = values;
+        }
+        uint32_t *to = (uint32_t *)left + (position + i) / together * ROWS;
+        int64_t c = 0;
+        for (; c + ROWS <= channels; c += ROWS, to += capacity * ROWS) memcpy(to, units + c, ROWS * FLOAT);
+        memcpy(to, units + c, (channels - c) * FLOAT);
+    }
+}
+
+// The gradient with respect to a group's hidden values from `column` on: for the sums over rows, and packed for the next
+// product; and GELU of them.
+INLINE void slope_group(
+    const char *a, const char *panel, const Backward *p, int64_t position, int64_t column, char *slopes, char *gelus,
+    char *inner, int64_t inner_column, const int bf16) {
+    Sizes s = p->s;
+    static const float zeros[COLUMNS] __attribute__((aligned(LINE)));
+    const int together = bf16 ? 2 : 1;
+    Tile tile;
+    for (int row = 0; row < ROWS; row++) { // which come from memory while the product is computed
+        const char *from = (const char *)p->hidden.data + ((position + row) * s.hidden + column) * (bf16 ? 2 : 4);
+        __builtin_prefetch(from);
+        __builtin_prefetch(from + COLUMNS * (bf16 ? 2 : 4) - 1);
+    }
+    multiply_panel(a, panel, s.padded_outputs / per_line(bf16), zeros, tile[0], COLUMNS, bf16);
+    for (int row = 0; row < ROWS; row += 2) {
+        lanes z[4], values[4], gradients[4]; // two halves of two positions
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            int64_t at = position + row + i / 2, half = i % 2 * LANES;
+            z[i] = load_some(p->hidden, at * s.hidden + column + half, at < s.rows ? s.hidden - column - half : 0);
+        }
+        gelus_and_slopes(z, values, gradients, bf16);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) gradients[i] *= *(lanes *)(tile[row + i / 2] + i % 2 * LANES);
+        pack(inner, row, inner_column, gradients[0], gradients[1], bf16);
+        pack(inner, row + 1, inner_column, gradients[2], gradients[3], bf16);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            int64_t to = row / together * STEP + half * LANES * FLOAT;
+            *(lanes *)(slopes + to) = bf16 ? paired(gradients[half], gradients[half + 2]) : gradients[half];
+            *(lanes *)(gelus + to) = bf16 ? paired(values[half], values[half + 2]) : values[half];
+            if (bf16) continue;
+            *(lanes *)(slopes + to + STEP) = gradients[half + 2];
+            *(lanes *)(gelus + to + STEP) = values[half + 2];
+        }
+    }
+}
+
+// A part of a task, positions from `from` to `to`: x's gradient, and what the sums over rows take. `slot`: its place.
+INLINE void backward_task(const Backward *p, int64_t task, int64_t slot, int64_t from, int64_t to, Scratch own, const int bf16) {
+    Sizes s = p->s;
+    int64_t start = task * s.positions + from, count = least(to - from, s.rows - start);
+    if (count <= 0) return;
+    int64_t groups = divide_up(count, ROWS), lines = s.padded_outputs / per_line(bf16);
+    const int together = bf16 ? 2 : 1;
+    int64_t steps = s.positions / together;
+    float factors[POSITIONS_OF_LARGE + ROWS];
+    for (int64_t i = 0; i < count; i++) factors[i] = p->keep ? p->keep[(start + i) / p->of_sample] : 1;
+    lay_left(p->left_x + slot * p->left_x_size, from, p->x, start * s.inputs, count, s.inputs, NULL, steps, own.units, bf16);
+    lay_left(p->left_grad + slot * p->left_grad_size, from, p->grad, start * s.outputs, count, s.outputs, factors, steps,
+             own.units, bf16);
+    for (int64_t i = 0; i < groups * ROWS; i++)
+        pack_row(own.packed, i, lines, p->grad, (start + i) * s.outputs, i < count ? s.outputs : 0, s.padded_outputs,
+                 i < count ? factors[i] : 0, bf16);
+    memset(own.sums, 0, groups * ROWS * s.padded_inputs * FLOAT);
+    for (int64_t first = 0; first < s.padded_hidden; first += s.chunk) {
+        int64_t chunk = least(s.chunk, s.padded_hidden - first);
+        for (int64_t column = first; column < first + chunk; column += COLUMNS) {
+            int64_t right = slot * p->right_size + (column / COLUMNS * steps + from / together) * STEP;
+            for (int64_t group = 0; group < groups; group++) {
+                int64_t at = right + group * ROWS / together * STEP;
+                slope_group(own.packed + group * lines * ROWS * LINE, panel_of(p->panels2, column, s.padded_outputs, bf16), p,
+                            start + group * ROWS, column, p->slopes + at, p->gelus + at,
+                            own.inner + group * s.inner_lines * ROWS * LINE, column - first, bf16);
+            }
+        }
+        multiply_chunk(own.inner, p->panels1, first, chunk, groups, s, s.padded_inputs, NULL, own.sums, bf16);
+    }
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t c = 0; c < s.inputs; c += LANES)
+            store(p->x_grad, (start + i) * s.inputs + c, s.inputs - c, bf16,
+                  *(const lanes *)(own.sums + i * s.padded_inputs + c));
+}
+
+// grad[channels][hidden], the columns of a panel: a task's sum over its rows, added to those of the tasks before it.
+INLINE void weight_panel(
+    const char *left, const char *right, int64_t steps, int64_t capacity, int64_t channels, int64_t column,
+    int64_t hidden, float *grad, int64_t stride, int is_first, const int bf16) {
+    int64_t width = hidden - column;
+    for (int64_t c = 0; c < channels; c += ROWS) {
+        float *out = grad + c * stride + column;
+        int64_t rows = least(ROWS, channels - c);
+        for (int64_t row = 0; !is_first && row < rows; row++) __builtin_prefetch(out + row * stride, 1);
+        Tile tile;
+        int is_whole = rows == ROWS && width >= COLUMNS, add = is_whole && !is_first;
+        float *to = is_whole ? out : tile[0];
+        int64_t to_stride = is_whole ? stride : COLUMNS;
+        if (bf16) multiply_steps_bf16(left + c * capacity * FLOAT, right, steps, to, to_stride, add);
+        else multiply_steps_fp32(left + c * capacity * FLOAT, right, steps, to, to_stride, add);
+        for (int64_t row = 0; !is_whole && row < rows; row++)
+            for (int64_t i = 0; i < least(COLUMNS, width); i++)
+                out[row * stride + i] = tile[row][i] + (is_first ? 0 : out[row * stride + i]);
+    }
+}
+
+// bias[.] of a panel's columns, in the same way.
+INLINE void bias_panel(const char *right, int64_t steps, float *bias, int64_t left, int is_first, const int bf16) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        lanes sum = {0};
+        for (int64_t step = 0; step < steps; step++) {
+            lanes values = *(const lanes *)(right + step * STEP + half * LANES * FLOAT);
+            if (bf16) sum += (lanes)((lanes_of_bits)values << 16) + (lanes)((lanes_of_bits)values & 0xffff0000);
+            else sum += values;
+        }
+        int64_t some = left - half * LANES;
+        if (some > 0) store(bias, half * LANES, some, 0, is_first ? sum : sum + load(bias, half * LANES, some, 0));
+    }
+}
+
+// This thread's share of the weights' gradients, of `count` tasks from `task` on.
+INLINE void weight_gradients(const Backward *p, int64_t task, int64_t count, const int bf16) {
+    Sizes s = p->s;
+    const int together = bf16 ? 2 : 1;
+    int64_t panels = divide_up(s.hidden, COLUMNS), capacity = s.positions / together;
+    int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    for (int64_t slot = 0; slot < count; slot++) {
+        int64_t positions = least(s.positions, s.rows - (task + slot) * s.positions), steps = divide_up(positions, together);
+        int is_first = task + slot == 0;
+        for (int64_t item = 2 * panels * thread / threads; item < 2 * panels * (thread + 1) / threads; item++) {
+            int64_t panel = item % panels, column = panel * COLUMNS, at = slot * p->right_size + panel * capacity * STEP;
+            if (item < panels) {
+                weight_panel(p->left_x + slot * p->left_x_size, p->slopes + at, steps, capacity, s.inputs, column,
+                             s.hidden, p->turned, turned_stride(s), is_first, bf16);
+                bias_panel(p->slopes + at, steps, p->bias1_grad + column, s.hidden - column, is_first, bf16);
+            } else {
+                weight_panel(p->left_grad + slot * p->left_grad_size, p->gelus + at, steps, capacity, s.outputs, column,
+                             s.hidden, p->weight2_grad, s.hidden, is_first, bf16);
+            }
+        }
+    }
+}
+
+INLINE void backward_of(const Backward *p, const int bf16) {
+    Sizes s = p->s;
+    int64_t bias_tasks = tasks_of(s.rows), width = whole(s.outputs);
+    int64_t parts = p->together < p->threads ? divide_up(p->threads, p->together) : 1, groups = s.positions / ROWS;
+#pragma omp parallel num_threads(p->threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t task = 0; task < bias_tasks; task++) {
+            float *own = p->parts + task * width;
+            memset(own, 0, width * FLOAT);
+            for (int64_t row = s.rows * task / bias_tasks; row < s.rows * (task + 1) / bias_tasks; row++) {
+                float kept = p->keep ? p->keep[row / p->of_sample] : 1;
+                for (int64_t c = 0; c < s.outputs; c += LANES)
+                    *(lanes *)(own + c) += kept * load_some(p->grad, row * s.outputs + c, s.outputs - c);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t c = 0; c < s.outputs; c += LANES) add_up(p->bias2_grad, p->parts, c, s.outputs, width, bias_tasks);
+        pack_panels(p->panels1, p->weight1, s.hidden, s.inputs, s.inputs, 1, bf16);
+        pack_panels(p->panels2, p->weight2, s.outputs, s.hidden, s.hidden, 1, bf16);
+        for (int64_t task = 0; task < s.tasks; task += p->together) {
+            int64_t count = least(p->together, s.tasks - task);
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < count * parts; i++) {
+                int64_t slot = i / parts, part = i % parts;
+                backward_task(p, task + slot, slot, groups * part / parts * ROWS, groups * (part + 1) / parts * ROWS,
+                              p->scratch[omp_get_thread_num()], bf16);
+            }
+            weight_gradients(p, task, count, bf16);
+#pragma omp barrier
+        }
+#pragma omp for schedule(static)
+        for (int64_t d = 0; d < s.hidden; d += BLOCK)
+            for (int64_t c = 0; c < s.inputs; c += BLOCK)
+                for (int64_t i = d; i < least(d + BLOCK, s.hidden); i++)
+                    for (int64_t j = c; j < least(c + BLOCK, s.inputs); j++)
+                        p->weight1_grad[i * s.inputs + j] = p->turned[j * turned_stride(s) + i];
+    }
+}
+
+// Args:
+//     grad: (rows, outputs), with respect to out.
+//     x, weight1, weight2, keep: as above; kept: what was written there.
+//     x_grad: as x, written.
+//     weight1_grad, bias1_grad, weight2_grad, bias2_grad: fp32, written.
+// Returns 0, or 1 where there is no memory.
+int convnext_mlp_gradient(
+    const void *grad, const void *x, const void *weight1, const void *weight2, const float *keep, const void *kept,
+    void *x_grad, float *weight1_grad, float *bias1_grad, float *weight2_grad, float *bias2_grad, int64_t rows,
+    int64_t of_sample, int64_t inputs, int64_t hidden, int64_t outputs, int bf16, int weight1_is_bf16,
+    int weight2_is_bf16, int grad_is_bf16, int threads) {
+    if (rows == 0) {
+        memset(weight1_grad, 0, hidden * inputs * FLOAT);
+        memset(bias1_grad, 0, hidden * FLOAT);
+        memset(weight2_grad, 0, outputs * hidden * FLOAT);
+        memset(bias2_grad, 0, outputs * FLOAT);
+        return 0;
+    }
+    Backward p = {
+        .s = sizes_of(rows, inputs, hidden, outputs, bf16), .grad = {grad, grad_is_bf16}, .x = {x, bf16},
+        .hidden = {kept, bf16}, .weight1 = {weight1, weight1_is_bf16}, .weight2 = {weight2, weight2_is_bf16},
+        .keep = keep, .x_grad = x_grad, .weight1_grad = weight1_grad, .bias1_grad = bias1_grad,
+        .weight2_grad = weight2_grad, .bias2_grad = bias2_grad, .of_sample = of_sample, .bf16 = bf16,
+        .threads = threads};
+    int64_t size = 2 * p.s.padded_hidden * p.s.positions * (bf16 ? 2 : 4);
+    int64_t rounds = IN_CACHE / size / threads; // so that no thread waits for the others
+    p.together = least(p.s.tasks, threads * (rounds > 1 ? rounds : 1));
+    Arena arena = {0};
+    lay_out_backward(&p, &arena);
+    arena = (Arena){.data = workspace_of(arena.used)};
+    if (!arena.data) return 1;
+    lay_out_backward(&p, &arena);
+    if (bf16) backward_of(&p, HAS_BF16);
+    else backward_of(&p, 0);
+    return 0;
+}
+
+// Whether this build multiplies in bf16.
+int convnext_mlp_has_bf16(void) { return HAS_BF16; }
