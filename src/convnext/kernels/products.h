@@ -32,7 +32,7 @@
 #elif AVX2 && defined(__AVXVNNI__)
 #define VNNI(sums, a, b) (lanes_of_ints)_mm256_dpbusd_avx_epi32((__m256i)(sums), (__m256i)(a), (__m256i)(b))
 #endif
-#if defined(VNNI) || defined(PORTABLE)
+#if defined(VNNI) || (defined(PORTABLE) && LANES == 16)
 #define TOGETHER 4 // values of int8 along the sum
 #else
 #define TOGETHER 2
