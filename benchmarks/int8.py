@@ -1,8 +1,8 @@
-"""How fast and how true is int8 on the processor: ours, and three libraries' post-training quantisation as it comes?
+"""How fast and how true is int8 on the processor: ours, other forms of ours, and three libraries' as they come?
 
 Trains ConvNeXt-T on digits, quantises it by each library with the same calibration images, counts on held-out digits
 at 224 px how often each form's first class is fp32's (and the right one), and times all of them in turns. Libraries
-that are not installed are skipped. Writes ``results/int8-cpu.csv``.
+that are not installed are skipped. Writes ``results/int8-MACHINE.csv``.
 Usage: ``python benchmarks/int8.py [--network FILE] [--only NAME ...]``; FILE keeps the trained network for other runs.
 """
 
@@ -20,12 +20,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 import torch
 import torch.nn.functional as F
-from result_files import write_rows
+from result_files import processor_kind, write_rows
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import convnext
 from convnext.speed.clock import alternate, quartiles, times_as_fast
+from convnext.speed.fold import folded
+from convnext.speed.fused import FusedNetwork
 from convnext.speed.int8 import agreement, quantize
 from convnext.training.machine import has_cpu_bf16
 
@@ -75,6 +77,16 @@ def trained(images: Tensor, classes: Tensor) -> nn.Module:
 def fp32(model: nn.Module, calibration: Tensor) -> Forward:  # noqa: ARG001
     """The network as it is."""
     return model
+
+
+def kernels_fp32(model: nn.Module, calibration: Tensor) -> Forward:  # noqa: ARG001
+    """This package's kernels without int8."""
+    return FusedNetwork(folded(model))
+
+
+def kernels_bf16(model: nn.Module, calibration: Tensor) -> Forward:  # noqa: ARG001
+    """This package's kernels in bf16."""
+    return FusedNetwork(folded(model), bf16=True)
 
 
 def bf16_compiled(model: nn.Module, calibration: Tensor) -> Forward:
@@ -204,6 +216,8 @@ def frozen(model: nn.Module) -> Forward:
 
 FORMS: dict[str, Callable[[nn.Module, Tensor], Forward]] = {
     "ours": int8,
+    "ours in bf16": kernels_bf16,
+    "ours in fp32": kernels_fp32,
     "fp32 eager": fp32,
     "bf16 compiled": bf16_compiled,
     "openvino": openvino_plain,
@@ -212,6 +226,7 @@ FORMS: dict[str, Callable[[nn.Module, Tensor], Forward]] = {
     "torchao dynamic": torchao_dynamic,
     "torchao pt2e": torchao_pt2e,
 }
+NEEDS_BF16 = ("ours in bf16", "bf16 compiled", "openvino tuned")
 AS_THEY_COME = ("openvino", "onnxruntime", "torchao dynamic", "torchao pt2e")
 
 
@@ -239,6 +254,9 @@ def main() -> None:
     held_out = slice(1437, 1437 + options.images // BATCH * BATCH)
     forwards, answers = {}, {}
     for name in dict.fromkeys(["ours", "fp32 eager", *options.only]):
+        if name in NEEDS_BF16 and not has_cpu_bf16():
+            print(f"{name}: skipped, this processor has no bf16")
+            continue
         model = convnext.create_model("convnext_tiny", num_classes=10, layer_scale=0.1).eval()
         model.load_state_dict(state)
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -266,16 +284,21 @@ def main() -> None:
                 "high_quartile": round(high, 1),
                 "ours_times_as_fast": round(times_as_fast(times["ours"], taken), 2),
                 "agreement": round(100 * agreement(answers["fp32 eager"], answers[name]), 2),
+                "error": round((answers[name] - answers["fp32 eager"]).square().mean().sqrt().item(), 4),
                 "top1": round(100 * (answers[name].argmax(1) == classes[held_out]).double().mean().item(), 2),
                 "rounds": options.rounds,
             }
         )
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    write_rows("int8-cpu", rows, PACKAGES)
+    write_rows(f"int8-{processor_kind()}", rows, PACKAGES)
     peers = [row for row in rows if row["form"] in AS_THEY_COME]
     if peers:
         best = min(peers, key=lambda row: row["ours_times_as_fast"])
         print(f"ours over the best library as it comes ({best['form']}): {best['ours_times_as_fast']}")
+    own = [row for row in rows if row["form"] in ("ours in bf16", "ours in fp32")]
+    if own:
+        best = min(own, key=lambda row: row["ours_times_as_fast"])
+        print(f"int8 over {best['form']}: {best['ours_times_as_fast']}")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_only_convnext_v1_in_fp32_can_be_fused() -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of this kind")
-@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512", "cooperlake"])
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "alderlake", "skylake-avx512", "cooperlake"])
 def test_the_kernels_are_c_for_older_processors_too(processor: str) -> None:
     if not native.compilers():
         pytest.skip("no compiler")

@@ -220,6 +220,16 @@ def test_large_batches_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
         int8(images[0])
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_what_is_not_finite_is_passed_on(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_inference_library(library, monkeypatch)
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    int8 = quantize(small(), images)
+    images[1, 0, 5, 5] = torch.nan
+    assert int8(images)[1].isnan().all()
+    assert int8(images)[[0, 2]].isfinite().all()
+
+
 @pytest.mark.usefixtures("_v1")
 def test_features_without_a_classifier() -> None:
     model = convnext.create_model("convnext_atto", num_classes=0, layer_scale=0.5).eval()

@@ -32,7 +32,7 @@
 #elif AVX2 && defined(__AVXVNNI__)
 #define VNNI(sums, a, b) (lanes_of_ints)_mm256_dpbusd_avx_epi32((__m256i)(sums), (__m256i)(a), (__m256i)(b))
 #endif
-#if defined(VNNI) || defined(PORTABLE)
+#if defined(VNNI) || (defined(PORTABLE) && LANES == 16)
 #define TOGETHER 4 // values of int8 along the sum
 #else
 #define TOGETHER 2
@@ -177,14 +177,12 @@ INLINE void store_steps(char *at, lanes first, lanes second) {
     __m256i both = _mm256_packus_epi32((__m256i)(a & 255), (__m256i)(b & 255));
     _mm256_store_si256((__m256i *)at, _mm256_permute4x64_epi64(both, 0xd8));
 #else
-    for (int i = 0; i < LANES; i++) {
-        if (TOGETHER == 4) {
-            ((uint8_t *)at)[i] = (uint8_t)a[i];
-            ((uint8_t *)at)[LANES + i] = (uint8_t)b[i];
-        } else {
-            ((uint16_t *)at)[i] = a[i] & 255;
-            ((uint16_t *)at)[LANES + i] = b[i] & 255;
-        }
+    if (TOGETHER == 4) {
+        *(lanes_of_bytes *)at = __builtin_convertvector(a, lanes_of_bytes);
+        *(lanes_of_bytes *)(at + LANES) = __builtin_convertvector(b, lanes_of_bytes);
+    } else {
+        *(lanes_of_bf16 *)at = __builtin_convertvector(a & 255, lanes_of_bf16);
+        *(lanes_of_bf16 *)(at + LANES * 2) = __builtin_convertvector(b & 255, lanes_of_bf16);
     }
 #endif
 }

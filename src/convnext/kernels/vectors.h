@@ -37,6 +37,7 @@ typedef float lanes_anywhere __attribute__((vector_size(LANES * 4), aligned(4)))
 typedef uint32_t lanes_of_bits __attribute__((vector_size(LANES * 4)));
 typedef int32_t lanes_of_ints __attribute__((vector_size(LANES * 4)));
 typedef uint16_t lanes_of_bf16 __attribute__((vector_size(LANES * 2), aligned(2)));
+typedef uint8_t lanes_of_bytes __attribute__((vector_size(LANES), aligned(1)));
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
