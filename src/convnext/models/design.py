@@ -21,6 +21,7 @@ from convnext.models.layers import (
     LayerNorm2d,
     PointwiseLinear,
     add_branch,
+    add_mlp,
     classifier_head,
     drop_path_rates,
     init_weights,
@@ -156,9 +157,11 @@ class DesignBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.shortcut(x)
-        x = self.prenorm(x)
+        x, last = self.prenorm(x), self.pwconv2
+        if self.spatial_first and isinstance(self.pwnorm1, nn.Identity) and isinstance(self.pwnorm2, nn.Identity):
+            layers = self.pwconv1, self.pointwise_act, last
+            return self.final_act(add_mlp(shortcut, self.mix(x), *layers, self.gamma, self.drop_path))
         x = self.widen(self.mix(x)) if self.spatial_first else self.mix(self.widen(x))
-        last = self.pwconv2
         if not isinstance(self.pwnorm2, nn.Identity):
             x, last = last(x), self.pwnorm2
         return self.final_act(add_branch(shortcut, x, last, self.gamma, self.drop_path))
