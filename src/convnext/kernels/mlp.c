@@ -25,7 +25,7 @@ int omp_get_num_threads(void);
 #define INNER 98304            // bytes of a task's hidden values, about
 #define IN_CACHE 8388608       // bytes of hidden values of the tasks whose gradients are taken together, about
 #define LARGE_MAP 25165824     // bytes
-#define BLOCK 32               // rows and columns of a matrix that are turned together
+#define BLOCK 64               // rows and columns of a matrix that are turned together
 #define HUGE_PAGE 2097152      // bytes
 #define STEP (COLUMNS * FLOAT) // bytes of a panel for a position, or for two of bf16
 
@@ -141,42 +141,50 @@ INLINE lanes paired(lanes first, lanes second) {
     return (lanes)(low | __builtin_convertvector(rounded(second), lanes_of_bits) << 16);
 }
 
-// Lay out a matrix (depth, columns), element (k, n) at k * k_stride + n * n_stride, in panels; one of the strides is 1.
-// All threads share the work.
-INLINE void pack_panels(
-    char *out, Values matrix, int64_t depth, int64_t columns, int64_t k_stride, int64_t n_stride, const int bf16) {
+// Sixteen rows of a panel, where they go in it.
+INLINE void store_panel_rows(char *to, float (*rows)[COLUMNS], const int bf16) {
     const int together = bf16 ? 2 : 1;
-    int64_t panels = padded(columns, bf16) / COLUMNS, padded_depth = padded(depth, bf16);
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++) {
-        char *to = out + panel * (padded_depth / together) * STEP;
-        int64_t n = panel * COLUMNS, there = columns - n;
-        for (int64_t first = 0; first < padded_depth; first += 16) {
-            float rows[16][COLUMNS] __attribute__((aligned(LINE)));
-            if (n_stride == 1) {
-                for (int k = 0; k < 16; k++)
-                    for (int j = 0; j < COLUMNS; j += LANES)
-                        *(lanes *)(rows[k] + j) =
-                            load_some(matrix, (first + k) * k_stride + n + j, first + k < depth ? there - j : 0);
-            } else { // lines that lie a large power of 2 apart do not stay in the cache: each is read once
-                float lines[COLUMNS][16] __attribute__((aligned(LINE)));
-                for (int j = 0; j < COLUMNS; j++) {
-                    int64_t at = (n + j) * n_stride + first;
-                    __builtin_prefetch((const char *)matrix.data + (at + 64) * (matrix.is_bf16 ? 2 : 4));
-                    for (int k = 0; k < 16; k += LANES)
-                        *(lanes *)(lines[j] + k) = load_some(matrix, at + k, j < there ? depth - first - k : 0);
-                }
-                for (int k = 0; k < 16; k++)
-#pragma GCC unroll 32
-                    for (int j = 0; j < COLUMNS; j++) rows[k][j] = lines[j][k];
-            }
-            for (int k = 0; k < 16; k += together, to += STEP)
-                for (int j = 0; j < COLUMNS; j += LANES) {
-                    lanes values = *(lanes *)(rows[k] + j);
-                    *(lanes *)(to + j * FLOAT) = bf16 ? paired(values, *(lanes *)(rows[k + together - 1] + j)) : values;
-                }
+    for (int k = 0; k < 16; k += together, to += STEP)
+        for (int j = 0; j < COLUMNS; j += LANES) {
+            lanes values = *(lanes *)(rows[k] + j);
+            *(lanes *)(to + j * FLOAT) = bf16 ? paired(values, *(lanes *)(rows[k + together - 1] + j)) : values;
         }
-    }
+}
+
+// Lay out a matrix (depth, columns) in panels. All threads share the work, and each row is read from end to end.
+INLINE void pack_panels(char *out, Values matrix, int64_t depth, int64_t columns, const int bf16) {
+    int64_t padded_depth = padded(depth, bf16), padded_columns = padded(columns, bf16);
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < padded_depth; first += 16)
+        for (int64_t n = 0; n < padded_columns; n += COLUMNS) {
+            float rows[16][COLUMNS] __attribute__((aligned(LINE)));
+            for (int k = 0; k < 16; k++)
+                for (int j = 0; j < COLUMNS; j += LANES)
+                    *(lanes *)(rows[k] + j) =
+                        load_some(matrix, (first + k) * columns + n + j, first + k < depth ? columns - n - j : 0);
+            store_panel_rows(out + ((n / COLUMNS * padded_depth + first) / (bf16 ? 2 : 1)) * STEP, rows, bf16);
+        }
+}
+
+// The same of a matrix whose transpose (columns, depth) is given.
+INLINE void pack_turned_panels(char *out, Values turned, int64_t depth, int64_t columns, const int bf16) {
+    int64_t padded_depth = padded(depth, bf16), padded_columns = padded(columns, bf16);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < padded_columns; n += COLUMNS)
+        for (int64_t first = 0; first < padded_depth; first += 16) {
+            // Lines that lie a large power of 2 apart do not stay in the cache: each is read once.
+            float lines[COLUMNS][16] __attribute__((aligned(LINE))), rows[16][COLUMNS] __attribute__((aligned(LINE)));
+            for (int j = 0; j < COLUMNS; j++) {
+                int64_t at = (n + j) * depth + first;
+                __builtin_prefetch((const char *)turned.data + (at + 64) * (turned.is_bf16 ? 2 : 4));
+                for (int k = 0; k < 16; k += LANES)
+                    *(lanes *)(lines[j] + k) = load_some(turned, at + k, n + j < columns ? depth - first - k : 0);
+            }
+            for (int k = 0; k < 16; k++)
+#pragma GCC unroll 32
+                for (int j = 0; j < COLUMNS; j++) rows[k][j] = lines[j][k];
+            store_panel_rows(out + ((n / COLUMNS * padded_depth + first) / (bf16 ? 2 : 1)) * STEP, rows, bf16);
+        }
 }
 
 // A row, times a number, where `multiply` reads it.
@@ -349,8 +357,8 @@ INLINE void forward_of(const Forward *p, const int bf16) {
     Sizes s = p->s;
 #pragma omp parallel num_threads(p->threads)
     {
-        pack_panels(p->panels1, p->weight1, s.inputs, s.hidden, 1, s.inputs, bf16);
-        pack_panels(p->panels2, p->weight2, s.hidden, s.outputs, 1, s.hidden, bf16);
+        pack_turned_panels(p->panels1, p->weight1, s.inputs, s.hidden, bf16);
+        pack_turned_panels(p->panels2, p->weight2, s.hidden, s.outputs, bf16);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < s.tasks; task++) forward_task(p, task, p->scratch[omp_get_thread_num()], bf16);
         finish_stores_past_caches();
@@ -650,8 +658,8 @@ INLINE void backward_of(const Backward *p, const int bf16) {
         }
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < s.outputs; c += LANES) add_up(p->bias2_grad, p->parts, c, s.outputs, width, bias_tasks);
-        pack_panels(p->panels1, p->weight1, s.hidden, s.inputs, s.inputs, 1, bf16);
-        pack_panels(p->panels2, p->weight2, s.outputs, s.hidden, s.hidden, 1, bf16);
+        pack_panels(p->panels1, p->weight1, s.hidden, s.inputs, bf16);
+        pack_panels(p->panels2, p->weight2, s.outputs, s.hidden, bf16);
         for (int64_t task = 0; task < s.tasks; task += p->together) {
             int64_t count = least(p->together, s.tasks - task);
 #pragma omp for schedule(dynamic)
