@@ -29,7 +29,15 @@ from convnext.kernels import enabled
 
 FOLDER = Path(__file__).parent
 SOURCES = {  # of each library
-    "training": ("add_branch.c", "bias_gelu.c", "depthwise.c", "layer_norm.c", "mlp.c"),
+    "training": (
+        "add_branch.c",
+        "bias_gelu.c",
+        "depthwise.c",
+        "layer_norm.c",
+        "mlp.c",
+        "mlp_gradient.c",
+        "workspace.c",
+    ),
     "inference": ("inference.c",),
 }
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
