@@ -16,6 +16,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -183,11 +184,15 @@ def built(compiler: list[str], name: str, options: tuple[str, ...] = ()) -> Path
     path = library_path(compiler, name, options)
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            linked, objects = Path(folder) / "linked.so", []
-            for source in SOURCES[name]:
-                objects.append(str(Path(folder) / f"{source}.o"))
-                run([*compiler, *OPTIONS, *options, "-c", str(FOLDER / source), "-o", objects[-1]])
-            run([*compiler, "-shared", *objects, "-o", str(linked)])
+            linked = Path(folder) / "linked.so"
+            objects = {source: str(Path(folder) / f"{source}.o") for source in SOURCES[name]}
+            commands = [
+                [*compiler, *OPTIONS, *options, "-c", str(FOLDER / source), "-o", file]
+                for source, file in objects.items()
+            ]
+            with ThreadPoolExecutor() as threads:
+                list(threads.map(run, commands))
+            run([*compiler, "-shared", *objects.values(), "-o", str(linked)])
             write_atomically(path, linked.read_bytes())
     return path
 
