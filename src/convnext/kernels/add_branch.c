@@ -17,7 +17,7 @@ int convnext_add_branch(
     int64_t positions, int64_t columns, int shortcut_is_bf16, int x_is_bf16, int out_is_bf16, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        float kept = keep ? keep[row / positions] : 1;
+        float kept = factor_of(keep, row, positions);
         for (int64_t c = 0; c < columns; c += LANES) {
             int64_t at = row * columns + c, left = columns - c;
             lanes branch = kept * (load(x, at, left, x_is_bf16) + load(bias, c, left, 0));
@@ -45,7 +45,7 @@ int convnext_add_branch_gradient(
         for (int64_t task = 0; task < tasks; task++) {
             float *own = sums + task * width;
             for (int64_t row = rows * task / tasks; row < rows * (task + 1) / tasks; row++) {
-                float kept = keep ? keep[row / positions] : 1;
+                float kept = factor_of(keep, row, positions);
                 for (int64_t c = 0; c < columns; c += LANES) {
                     lanes g = kept * load(grad, row * columns + c, columns - c, grad_is_bf16);
                     store(x_grad, row * columns + c, columns - c, x_is_bf16, g);

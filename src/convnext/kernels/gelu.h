@@ -44,8 +44,7 @@ INLINE lanes slope(lanes z, const int is_bf16) {
                    : half_and_odd(z, END, slope_terms, TERMS);
 }
 
-// Of four vectors at once, since the steps of one polynomial wait for each other.
-
+// GELU of four vectors at once, since the steps of one polynomial wait for each other.
 INLINE void gelus(const lanes *z, lanes *values, const int is_bf16) {
     const float end = is_bf16 ? BF16_END : END, *terms = is_bf16 ? bf16_phi_terms : phi_terms;
     const int count = is_bf16 ? BF16_PHI_TERMS : TERMS;
@@ -64,7 +63,7 @@ INLINE void gelus(const lanes *z, lanes *values, const int is_bf16) {
     for (int v = 0; v < 4; v++) values[v] = z[v] * (p[v] * inside[v] + 0.5f);
 }
 
-// GELU, and its slope.
+// The same, and its slope.
 INLINE void gelus_and_slopes(const lanes *z, lanes *values, lanes *slopes, const int is_bf16) {
     const float end = is_bf16 ? BF16_END : END;
     const float *of_phi = is_bf16 ? bf16_phi_terms : phi_terms, *of_slope = is_bf16 ? bf16_slope_terms : slope_terms;

@@ -123,7 +123,7 @@ INLINE void forward_task(const Forward *p, int64_t task, Scratch own, const int 
                        own.sums, bf16);
     }
     for (int64_t i = 0; i < count; i++) {
-        float kept = p->keep ? p->keep[(start + i) / p->of_sample] : 1;
+        float kept = factor_of(p->keep, start + i, p->of_sample);
         for (int64_t c = 0; c < s.outputs; c += LANES) {
             int64_t at = (start + i) * s.outputs + c, left = s.outputs - c;
             lanes branch = kept * *(const lanes *)(own.sums + i * s.padded_outputs + c);

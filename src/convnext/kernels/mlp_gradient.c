@@ -182,7 +182,7 @@ INLINE void backward_task(
     const int together = bf16 ? 2 : 1;
     int64_t steps = s.positions / together;
     float factors[POSITIONS_OF_LARGE + ROWS];
-    for (int64_t i = 0; i < count; i++) factors[i] = p->keep ? p->keep[(start + i) / p->of_sample] : 1;
+    for (int64_t i = 0; i < count; i++) factors[i] = factor_of(p->keep, start + i, p->of_sample);
     char *left_x = p->left_x + slot * p->left_x_size, *left_grad = p->left_grad + slot * p->left_grad_size;
     lay_left(left_x, from, p->x, start * s.inputs, count, s.inputs, NULL, steps, own.units, bf16);
     lay_left(left_grad, from, p->grad, start * s.outputs, count, s.outputs, factors, steps, own.units, bf16);
@@ -280,7 +280,7 @@ INLINE void backward_of(const Backward *p, const int bf16) {
             float *own = p->parts + task * width;
             memset(own, 0, width * FLOAT);
             for (int64_t row = s.rows * task / bias_tasks; row < s.rows * (task + 1) / bias_tasks; row++) {
-                float kept = p->keep ? p->keep[row / p->of_sample] : 1;
+                float kept = factor_of(p->keep, row, p->of_sample);
                 for (int64_t c = 0; c < s.outputs; c += LANES)
                     *(lanes *)(own + c) += kept * load_some(p->grad, row * s.outputs + c, s.outputs - c);
             }

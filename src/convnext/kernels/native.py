@@ -43,7 +43,7 @@ SOURCES = {  # of each library
 }
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 HUGE_PAGE = 2 * 1024 * 1024
-BUILD_SECONDS = 120  # a file takes less than one; a compiler that hangs does not hold up a training for longer
+BUILD_SECONDS = 120  # a file takes some; a compiler that hangs does not hold up a training for longer
 
 _building = threading.Lock()
 

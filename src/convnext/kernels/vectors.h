@@ -138,5 +138,8 @@ INLINE void add_up(float *sums, const float *parts, int64_t column, int64_t colu
     store(sums, column, columns - column, 0, sum);
 }
 
+// A row's factor of stochastic depth, of those of all samples; 1 where there are none.
+INLINE float factor_of(const float *keep, int64_t row, int64_t of_sample) { return keep ? keep[row / of_sample] : 1; }
+
 // Columns, rounded up to whole vectors.
 static inline int64_t whole(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }

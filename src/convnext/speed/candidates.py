@@ -63,15 +63,15 @@ def candidates(model: nn.Module, device: torch.device, precision: str, calibrati
     """
     precisions = allowed(precision, device)
     found = [Candidate("eager", "fp32", eager)]
-    if device.type == "cpu" and can_fuse(model):
-        cost = 0 if is_built() else BUILD_SECONDS
-        found += [Candidate("kernels", name, kernels(name), cost) for name in precisions]
+    by_kernels = device.type == "cpu" and can_fuse(model)
+    build = BUILD_SECONDS if by_kernels and not is_built() else 0
+    if by_kernels:
+        found += [Candidate("kernels", name, kernels(name), build) for name in precisions]
     found += [Candidate("channels_last", name, cast_to(channels_last, name)) for name in precisions]
     if isinstance(model, ConvNeXt | IsotropicConvNeXt | DesignNetwork):
         found += [Candidate("folded", name, cast_to(folded_eager, name)) for name in precisions]
     if precision == "int8":
-        cost = QUANTIZE_SECONDS + (0 if is_built() or not can_fuse(model) else BUILD_SECONDS)
-        found.append(Candidate("int8", "int8", quantized(calibration), cost))
+        found.append(Candidate("int8", "int8", quantized(calibration), QUANTIZE_SECONDS + build))
     found += [Candidate("compiled", name, cast_to(compiled, name), COMPILE_SECONDS) for name in reversed(precisions)]
     return found
 
