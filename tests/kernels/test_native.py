@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from convnext.errors import KernelsWarning, UsageError
 from convnext.kernels import enabled, native
@@ -133,21 +132,3 @@ def test_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVNEXT_KERNELS", "of")
     with pytest.raises(UsageError, match="CONVNEXT_KERNELS is 'of', needs on or off"):
         enabled()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-def test_large_memory_is_asked_for_in_huge_pages() -> None:
-    def flags(tensor: torch.Tensor) -> list[str]:
-        middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            first, *rest = line.split()
-            if not first.endswith(":"):
-                low, high = (int(end, 16) for end in first.split("-"))
-                inside = low <= middle < high
-            elif inside and first == "VmFlags:":
-                return rest
-        raise AssertionError("the tensor is in no mapping")
-
-    assert "hg" in flags(native.empty((64, 2**20), torch.float32))
-    small = native.empty((3, 5), torch.bfloat16)
-    assert (small.shape, small.dtype) == ((3, 5), torch.bfloat16)

@@ -17,7 +17,8 @@ from convnext.errors import UsageError
 from convnext.kernels.add_branch import kept, sizes
 from convnext.kernels.bias_gelu import plain_gradient as plain_gelu_gradient
 from convnext.kernels.choice import NATIVE_DTYPES
-from convnext.kernels.native import call, empty, library, vector
+from convnext.kernels.memory import empty
+from convnext.kernels.native import call, library, vector
 from convnext.kernels.twice import through
 
 LEAST_VALUES = 200_000  # of the hidden map; below, an operator written in Python takes longer than it saves

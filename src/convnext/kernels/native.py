@@ -6,7 +6,6 @@ be built, that is said once.
 
 import ctypes
 import hashlib
-import mmap
 import os
 import shlex
 import shutil
@@ -15,7 +14,6 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import Tensor
 from convnext.errors import KernelsWarning, RunError
 from convnext.files import user_cache, write_atomically
 from convnext.kernels import enabled
+from convnext.kernels.memory import keep_memory
 
 FOLDER = Path(__file__).parent
 SOURCES = {  # of each library
@@ -42,7 +41,6 @@ SOURCES = {  # of each library
     "inference": ("inference.c",),
 }
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
-HUGE_PAGE = 2 * 1024 * 1024
 BUILD_SECONDS = 120  # a file takes some; a compiler that hangs does not hold up a training for longer
 
 _building = threading.Lock()
@@ -68,7 +66,7 @@ def library() -> ctypes.CDLL | None:
 @cache
 def _library(options: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     try:
-        return opened("training", options)
+        native = opened("training", options)
     except RunError as error:
         text = (
             f"training on the processor goes on with torch's own operators, which are slower: {error}. "
@@ -76,6 +74,8 @@ def _library(options: tuple[str, ...] = ()) -> ctypes.CDLL | None:
         )
         warnings.warn(text, KernelsWarning, stacklevel=2)
         return None
+    keep_memory()
+    return native
 
 
 def call(native: ctypes.CDLL, function: str, *values: Tensor | bool | float | None) -> None:
@@ -91,27 +91,6 @@ def call(native: ctypes.CDLL, function: str, *values: Tensor | bool | float | No
     """
     if getattr(native, f"convnext_{function}")(*map(argument, values), ctypes.c_int(torch.get_num_threads())):
         raise RunError("no memory is left for a layer's gradient: take a smaller batch")
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor for a kernel to write, its memory asked for in huge pages where it is large.
-
-    The system hands out memory in pages, cleared when they are first written: thousands of them for a map of a first
-    stage, at every step, since large memory is given back when it is free.
-    """
-    tensor = torch.empty(shape, dtype=dtype)
-    first = -(-tensor.data_ptr() // HUGE_PAGE) * HUGE_PAGE
-    size = (tensor.data_ptr() + tensor.nbytes - first) // HUGE_PAGE * HUGE_PAGE
-    if size > 0 and sys.platform == "linux":
-        _madvise()(first, size, mmap.MADV_HUGEPAGE)  # where it is refused, pages are small
-    return tensor
-
-
-@cache
-def _madvise() -> Any:
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return function
 
 
 def vector(values: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """The memory that a process or a GPU held at most while something ran."""
 
-import ctypes
-import gc
 import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from convnext.kernels.memory import give_back
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -38,13 +38,6 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         return max(0, resident("VmHWM") - self.before) if self.device.type == "cpu" else None
-
-
-def give_back() -> None:
-    """Give memory that is free in this process back to the system; nothing where that is not glibc's to do."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(field: str) -> int:

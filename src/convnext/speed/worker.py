@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from convnext.errors import ConvNeXtError, KernelsWarning, reason
+from convnext.kernels.memory import give_back
 from convnext.speed.case import CEILING, OURS, Case
 from convnext.speed.ceiling import matrix_products
 from convnext.speed.clock import seconds_of
-from convnext.speed.memory import PeakMemory, give_back
+from convnext.speed.memory import PeakMemory
 from convnext.speed.peers import build
 from convnext.speed.settings import SETTINGS, Call, inference, training
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext.errors import RunError
+from convnext.kernels.memory import give_back
 from convnext.training.checkpoint import RunFolder
 from convnext.training.curves import write_curves
 from convnext.training.distributed import joined
@@ -72,6 +73,7 @@ def train(recipe: Recipe, out: str | Path | None = None, opening: str = "") -> R
             show_training(tracked(updates, trackers, folder, recipe), title, opening)
         else:
             show_warnings(updates)
+    give_back()  # what training kept from step to step
     run = read_run(recipe, folder)
     if not run.weights.exists():
         raise RunError(f"the training is finished and {run.weights} is gone: train anew with another --out")
