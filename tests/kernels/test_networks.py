@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 import convnext
 from convnext.kernels import add_branch, bias_gelu, depthwise, layer_norm, mlp
 from convnext.kernels.native import available
+from convnext.models import layers
 from convnext.models.convnext import Block
-from convnext.models.layers import LayerNorm
+from convnext.models.layers import LayerNorm, PatchConv2d
 from tests.kernels.cases import brought_about
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler here")
@@ -24,7 +25,8 @@ OPERATORS = ("depthwise_conv2d", "layer_norm", "bias_gelu", "scale_rows", "add_b
 def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the fast path for small maps too."""
     monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
-    for module in (layer_norm, bias_gelu, add_branch, mlp):
+    monkeypatch.setattr(layers, "SLOW_CONVOLUTIONS", True)
+    for module in (layer_norm, bias_gelu, add_branch, mlp, layers):
         monkeypatch.setattr(module, "LEAST_VALUES", 0)
 
 
@@ -127,3 +129,26 @@ def test_network_learns_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(losses[:4], losses[4:], rtol=1e-3, atol=1e-3)
     assert not torch.equal(*weights)  # two paths were compared
     assert losses[3] != losses[0]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 5, 11, 14), (0, 3, 8, 8)], ids=["whole", "remainder", "empty"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_patches(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = PatchConv2d(shape[1], 7, size).train(), torch.randn(shape)
+    linear_layers = []
+    monkeypatch.setattr(layers.F, "linear", lambda *args, of=layers.F.linear: linear_layers.append(1) or of(*args))
+    found = gradients(layer, x.contiguous(memory_format=torch.channels_last))
+    strided = gradients(layer, x.transpose(2, 3).contiguous().transpose(2, 3))
+    assert linear_layers == [1, 1]
+    monkeypatch.setenv("CONVNEXT_KERNELS", "off")
+    references = gradients(layer.double(), x.double())
+    assert linear_layers == [1, 1]
+    for value, other, reference in zip(found, strided, references, strict=True):
+        allowed = 1e-5 * torch.linalg.norm(reference)  # 0 for an empty batch
+        assert torch.linalg.norm(value - reference) <= allowed
+        assert torch.linalg.norm(other - reference) <= allowed
+
+
+def test_patches_of_evaluation_are_torchs() -> None:
+    layer, x = PatchConv2d(3, 8, 4).eval(), torch.randn(2, 3, 16, 16)
+    assert torch.equal(layer(x), torch.nn.functional.conv2d(x, layer.weight, layer.bias, stride=4))

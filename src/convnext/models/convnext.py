@@ -17,6 +17,7 @@ from convnext.models.layers import (
     GlobalResponseNorm,
     LayerNorm,
     LayerNorm2d,
+    PatchConv2d,
     add_branch,
     add_mlp,
     classifier_head,
@@ -134,7 +135,7 @@ class ConvNeXt(StagedNetwork):
         widths = [width * 2**i for i in range(4)]
         downsample_layers = [nn.Sequential(stem, LayerNorm2d(width))]
         for i in range(3):
-            downsample_layers.append(nn.Sequential(LayerNorm2d(widths[i]), nn.Conv2d(widths[i], widths[i + 1], 2, 2)))
+            downsample_layers.append(nn.Sequential(LayerNorm2d(widths[i]), PatchConv2d(widths[i], widths[i + 1], 2)))
         block = partial(Block, kernel_size=kernel_size, layer_scale=layer_scale, grn=grn)
         stages = [
             nn.Sequential(*(block(channels, drop_path=rate) for rate in rates))
@@ -170,7 +171,7 @@ class IsotropicConvNeXt(nn.Module):
         check_options(num_classes=num_classes, in_channels=in_channels, drop_path=drop_path)
         check_kernel_size(kernel_size)
         (rates,) = drop_path_rates(drop_path, (depth,))
-        self.stem = nn.Conv2d(in_channels, width, 16, 16)
+        self.stem = PatchConv2d(in_channels, width, 16)
         self.blocks = nn.Sequential(*(Block(width, kernel_size, rate, layer_scale, grn=False) for rate in rates))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.stem.apply(init_weights)
@@ -200,6 +201,8 @@ def patchify(in_channels: int, width: int, stride: int, bias: bool = True) -> nn
     if stride not in STEM_KERNELS:
         raise UsageError(f"stem_stride is {stride}, needs 4, 2 or 1: take 2 or 1 for small images")
     kernel_size = STEM_KERNELS[stride]
+    if kernel_size == stride:
+        return PatchConv2d(in_channels, width, stride, bias)
     return nn.Conv2d(in_channels, width, kernel_size, stride, padding=(kernel_size - stride) // 2, bias=bias)
 
 

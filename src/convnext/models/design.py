@@ -19,6 +19,7 @@ from convnext.models.layers import (
     DropPath,
     GELU2d,
     LayerNorm2d,
+    PatchConv2d,
     PointwiseLinear,
     add_branch,
     add_mlp,
@@ -238,7 +239,7 @@ def stem(design: Design, in_channels: int, width: int) -> nn.Sequential:
 def downsampling(design: Design, in_channels: int, out_channels: int) -> nn.Sequential:
     """A 2x2/2 convolution between two stages, behind a norm where the design has stage norms."""
     norm = norm2d(design, in_channels) if design.stage_norms else nn.Identity()
-    return nn.Sequential(norm, nn.Conv2d(in_channels, out_channels, 2, 2))
+    return nn.Sequential(norm, PatchConv2d(in_channels, out_channels, 2))
 
 
 def spatial_convolution(design: Design, channels: int, stride: int, bias: bool) -> nn.Conv2d:

@@ -25,7 +25,9 @@ from convnext.models.layers import (
     GlobalResponseNorm,
     LayerNorm,
     LayerNorm2d,
+    PatchConv2d,
     PointwiseLinear,
+    patch_weight,
     to_nchw,
     to_nhwc,
 )
@@ -77,10 +79,10 @@ class FusedDepthwiseConv2d(DepthwiseConv2d):
         return to_nchw(depthwise(rows(to_nhwc(input)), self.weight, self.bias))
 
 
-class PatchConv2d(nn.Conv2d):
+class FusedPatchConv2d(PatchConv2d):
     """A convolution of patches that do not overlap, as one matrix product."""
 
-    plain_class = nn.Conv2d
+    plain_class = PatchConv2d
 
     def forward(self, input: Tensor) -> Tensor:
         if obstacle_in_patches(self) or not takes_kernels(self, input):
@@ -192,11 +194,6 @@ def folded_norm(weight: Tensor, bias: Any, norm: Any) -> tuple[Tensor, Any]:
         return weight * norm.weight.repeat(times), bias
 
 
-def patch_weight(convolution: nn.Conv2d) -> Tensor:
-    """The weight as a matrix (D, k * k * C), position by position."""
-    return convolution.weight.permute(0, 2, 3, 1).flatten(1)
-
-
 def response(squares: Tensor, grn: GlobalResponseNorm) -> Tensor:
     """What GRN multiplies each sample's channels with, (N, D), from the sums of their squares, (N, D) in fp32."""
     norm = squares.clamp(min=1e-30).sqrt()  # whose slope at 0 would be infinite
@@ -256,14 +253,9 @@ def obstacle_in_depthwise(convolution: Any) -> str | None:
 
 def obstacle_in_patches(convolution: Any) -> str | None:
     """Why a convolution is no matrix product of patches."""
-    if type(convolution) not in (nn.Conv2d, PatchConv2d):
-        return f"it is {type(convolution).__name__}"
-    rows, columns = convolution.stride
-    if not 1 < rows == columns or convolution.kernel_size != convolution.stride:
-        return "its patches overlap"
-    if convolution.padding != (0, 0) or convolution.groups != 1 or convolution.dilation != (1, 1):
-        return "it has padding, groups or dilation"
-    return None
+    if type(convolution) in (PatchConv2d, FusedPatchConv2d):
+        return None
+    return "its patches overlap" if type(convolution) is nn.Conv2d else f"it is {type(convolution).__name__}"
 
 
 def obstacle_in_downsampling(layers: Any) -> str | None:

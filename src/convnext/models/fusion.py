@@ -12,7 +12,7 @@ from convnext.models.fused import (
     FusedDepthwiseConv2d,
     FusedDesignBlock,
     FusedDownsampling,
-    PatchConv2d,
+    FusedPatchConv2d,
     obstacle_in_block,
     obstacle_in_depthwise,
     obstacle_in_downsampling,
@@ -21,7 +21,7 @@ from convnext.models.fused import (
     obstacle_in_patches,
 )
 
-FUSED = (FusedBlock, FusedDesignBlock, FusedDepthwiseConv2d, FusedDownsampling, PatchConv2d)
+FUSED = (FusedBlock, FusedDesignBlock, FusedDepthwiseConv2d, FusedDownsampling, FusedPatchConv2d)
 WHOLE = "convolution with its norm; MLP with the addition"
 
 
@@ -105,7 +105,7 @@ def fuse_downsampling(fusion: Fusion, name: str, layer: nn.Module) -> None:
         return
     for inside, module in layer.named_modules(prefix=name):
         if isinstance(module, nn.Conv2d):
-            swap(fusion, inside, module, PatchConv2d, "matrix product of patches", obstacle_in_patches(module))
+            swap(fusion, inside, module, FusedPatchConv2d, "matrix product of patches", obstacle_in_patches(module))
 
 
 def swap(fusion: Fusion, name: str, module: nn.Module, kind: Any, what: str, reason: str | None) -> None:

@@ -13,6 +13,9 @@ from convnext.kernels import add_branch as branch
 from convnext.kernels import bias_gelu, depthwise, layer_norm, mlp
 from convnext.kernels.choice import compute_dtype, is_fast
 
+SLOW_CONVOLUTIONS = torch.backends.cpu.get_cpu_capability() == "AVX2"  # torch's are at its products' speed with AVX-512
+LEAST_VALUES = 200_000  # of a map whose patches are cut
+
 
 def to_nhwc(x: Tensor) -> Tensor:
     """View (N, C, H, W) as (N, H, W, C)."""
@@ -68,6 +71,35 @@ class DepthwiseConv2d(nn.Conv2d):
         if is_fast((input, self.weight), wanted=wanted, work=work, least=least):
             return depthwise.depthwise_conv2d(input, self.weight, self.bias)
         return super().forward(input)
+
+
+class PatchConv2d(nn.Conv2d):
+    """A convolution of patches that do not overlap; trains faster on the CPU than torch's where that has no AVX-512.
+
+    There it is a linear layer over the patches' values. Parameters and state dict are those of ``nn.Conv2d``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, patch_size, patch_size, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        wanted = self.training and self.weight.requires_grad and SLOW_CONVOLUTIONS and input.ndim == 4
+        if is_fast((input, self.weight), wanted=wanted, work=input.numel(), least=LEAST_VALUES):
+            return to_nchw(F.linear(patches(to_nhwc(input), self.stride[0]), patch_weight(self), self.bias))
+        return super().forward(input)
+
+
+def patches(x: Tensor, size: int) -> Tensor:
+    """The values of patches that do not overlap, (N, H, W, C) to (N, H / size, W / size, size * size * C)."""
+    samples, height, width, channels = x.shape
+    rows, columns = height // size, width // size
+    x = x[:, : rows * size, : columns * size].reshape(samples, rows, size, columns, size, channels)
+    return x.transpose(2, 3).flatten(3)
+
+
+def patch_weight(convolution: nn.Conv2d) -> Tensor:
+    """Its weight as a matrix (D, size * size * C), as :func:`patches` lays out its input."""
+    return convolution.weight.permute(0, 2, 3, 1).flatten(1)
 
 
 class GELU2d(nn.GELU):
