@@ -39,7 +39,7 @@ def test_json_is_alone_on_stdout(capsys: Capture) -> None:
         # Weights, gradients and the optimizer's two averages.
         assert row["peak_memory"] is None or row["peak_memory"] > 4 * 4 * 3_695_520
         assert 0 < row["share_of_ceiling"] < 1.5
-        assert (row["times_best_peer"] > 0, row["error"]) == (True, None)
+        assert (row["times_best_peer"] > 0, row["error"], row["rounds"], row["ended"]) == (True, None, 2, None)
     assert 1 in {rows["timm", setting]["times_best_peer"] for setting in ("eager", "channels_last")}
     assert document["ceiling"]["fp32"]["gflops"] > 0
     (ratio,) = document["ratios"]["to_best_peer"]
@@ -145,6 +145,7 @@ def test_what_ends_a_row_is_its_error(batch: int, kill: bool, reason: str) -> No
         assert row.error == reason
         process.turn()
         assert row.seconds == []
+        assert process.process.poll() is not None  # what it held is free while the others go on
     finally:
         process.close()
 

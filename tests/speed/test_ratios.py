@@ -57,6 +57,28 @@ def test_a_row_that_ended_early_is_compared_by_the_rounds_it_has() -> None:
     assert row_ratio(row(OURS, "eager", 1, 1), row("timm", "eager", 2, 3, 9)) == pytest.approx(2.5)
 
 
+def test_a_row_that_was_ended_is_not_the_best_by_the_few_rounds_it_had() -> None:
+    peer, lucky = row("timm", "goes on", 2, 2, 4, 4, 4), row("timm", "ended", 3, 3)  # a higher median than 4
+    lucky.ended = "goes on is faster"
+    assert best([lucky, peer]) is peer
+    assert times_best_peer([row(OURS, "eager", 1, 1, 2, 2, 2), peer, lucky]) == [2, 1, pytest.approx(2 / 3)]
+
+
+def test_a_row_that_failed_is_compared_by_the_rounds_it_has() -> None:
+    whole, failed = row("timm", "whole", 2, 2, 4, 4, 4), row("timm", "failed", 3, 3)
+    failed.error = "out of memory"
+    assert best([failed, whole]) is best([whole, failed]) is whole
+    failed.seconds = [1, 1]
+    assert best([failed, whole]) is best([whole, failed]) is failed
+    (ratio,) = to_best_peer([row(OURS, "eager", 1, 2, 1, 1, 1), whole, failed])
+    assert (ratio["peer"]["setting"], ratio["times_as_fast"]) == ("failed", 0.75)
+
+
+def test_a_share_of_the_ceiling_is_of_the_rounds_that_both_have() -> None:
+    ceiling = row(CEILING, "eager", 1, 1, 2, 2, 2, work=1e9)
+    assert share_of_ceiling(row(OURS, "eager", 1, 1), [ceiling], 25_000_000) == pytest.approx(0.5)
+
+
 def test_share_of_the_ceiling() -> None:
     ceiling = row(CEILING, "eager", 1, 2, work=1e9)
     half = row(OURS, "eager", 1, 2)  # 10 images of 2 * 25e6 FLOP, where matrix products do 1e9
@@ -87,5 +109,5 @@ def test_a_document_row() -> None:
     assert found["images_per_second"] == 2.5
     assert found["quantiles"] == [2, 2.5, 5]
     assert (found["share_of_ceiling"], found["rounds"], found["error"]) == (0.512, 5, None)
-    assert found["times_best_peer"] == 1.457
+    assert (found["times_best_peer"], found["ended"]) == (1.457, None)
     assert document_row(row(OURS, "eager"), None, None)["images_per_second"] is None

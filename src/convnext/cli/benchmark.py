@@ -19,6 +19,7 @@ def benchmark(
     threads: int | None = None,
     rounds: int = 10,
     seconds: float = 60,
+    race: bool = True,
     compile: bool = True,
     trust: bool = False,
     json: bool = False,
@@ -26,8 +27,9 @@ def benchmark(
     """Measure how fast networks run on this machine, in every setting, against other libraries' and the machine's own
     matrix products.
 
-    Every row has a process of its own; they take turns, round by round. Images a second are medians; the ceiling is
-    what matrix products alone would allow; peak memory is the process's (a GPU's: what torch allocates on it).
+    Every row has a process of its own; they take turns, round by round, and one that another setting of the same
+    network clearly beats ends early. Images a second are medians; the ceiling is what matrix products alone would
+    allow; peak memory is the process's (a GPU's: what torch allocates on it).
 
     Args:
         models: names of `convnext models`, references such as torchvision/resnet50, runs, weights files or exported
@@ -39,8 +41,9 @@ def benchmark(
         image_size: pixels a side; the network's own by default, 224 for random weights.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
         threads: of each process, pinned to as many processors; one for each core by default.
-        rounds: turns of each row, at most.
+        rounds: turns of a row, at most.
         seconds: begin no further round later than this; for each mode, batch and precision.
+        race: end settings of a network that another clearly beats, so that time is left for those that may be fastest.
         compile: try torch.compile as well, which takes up to a minute for each network, library and precision.
         trust: open a .pt2 file that was not exported here as well, though it can run any code.
         json: print the figures as one JSON document on stdout.
@@ -60,6 +63,7 @@ def benchmark(
         image_size=image_size,
         device=device,
         threads=threads,
+        race=race,
         compiled=compile,
         rounds=rounds,
         seconds=seconds,

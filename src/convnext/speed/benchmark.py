@@ -17,6 +17,7 @@ from convnext.speed.clock import alternate
 from convnext.speed.peers import PEERS
 from convnext.speed.plan import Plan
 from convnext.speed.process import Row, RowProcess
+from convnext.speed.race import beaten
 from convnext.speed.ratios import ceiling_of, document_row, growth, share_of_ceiling, times_best_peer, to_best_peer
 
 AHEAD = 1  # processes that start while another prepares: importing takes seconds and little else
@@ -72,8 +73,14 @@ class Benchmark:
                 took = alternate(turns, rounds=1, warm_up=0)
                 spent += sum(seconds for times in took.values() for seconds in times)
                 yield f"round {number} of {self.plan.rounds}, {duration(spent)}"
-                if spent > self.plan.seconds:
+                if number == self.plan.rounds or (spent > self.plan.seconds and number >= self.plan.least):
                     break
+                for row, why in beaten(rows) if self.plan.race else ():
+                    row.ended = why
+                    ended = rows.index(row)
+                    del turns[ended]
+                    processes[ended].close()
+                    yield f"ended: {row.case}: {why}"
 
     def rows(self) -> list[Row]:
         """All rows that were begun."""

@@ -69,6 +69,8 @@ class Plan:
         cpus: that each process may run on; none for any.
         rounds: turns of each row, at most.
         seconds: after which a group begins no further round.
+        race: whether rows end that another setting of the same network clearly beats.
+        least: rounds that every group has, whatever they take.
     """
 
     groups: list[list[Case]]
@@ -80,6 +82,8 @@ class Plan:
     cpus: set[int]
     rounds: int
     seconds: float
+    race: bool = True
+    least: int = 1
 
 
 def make_plan(
@@ -95,6 +99,7 @@ def make_plan(
     compiled: bool = True,
     rounds: int = 10,
     seconds: float = 60,
+    race: bool = True,
 ) -> Plan:
     """Check what is asked for.
 
@@ -110,6 +115,7 @@ def make_plan(
         compiled: whether to try what torch.compile makes as well.
         rounds: turns of each row, at most.
         seconds: after which a group of rows begins no further round.
+        race: whether rows end that another setting of the same network clearly beats.
 
     Raises:
         UsageError: a name is unknown, a library is not installed, a number is out of range, or the machine has no
@@ -155,7 +161,7 @@ def make_plan(
         groups.append(group)
     models = {network.name: network.model for network in networks if network.model is not None}
     cpus = processors_for(chosen)
-    return Plan(groups, models, macs, notes, used, chosen, cpus, rounds, seconds)
+    return Plan(groups, models, macs, notes, used, chosen, cpus, rounds, seconds, race)
 
 
 def choose_precisions(names: Sequence[str], device: torch.device) -> list[Precision]:

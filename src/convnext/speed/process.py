@@ -26,10 +26,11 @@ class Row:
 
     Attributes:
         case: which it is.
-        work: images of one turn; FLOP for the ceiling.
-        seconds: of each turn.
+        work: images of one call; FLOP for the ceiling.
+        seconds: of a call, in each turn.
         peak_memory: bytes, see :class:`convnext.speed.memory.PeakMemory`.
-        error: why there is nothing.
+        error: why there is nothing, or nothing more.
+        ended: why it was given no further turn, see :mod:`convnext.speed.race`.
     """
 
     case: Case
@@ -37,6 +38,12 @@ class Row:
     seconds: list[float] = field(default_factory=list)
     peak_memory: int | None = None
     error: str | None = None
+    ended: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was measured and has further turns to come."""
+        return bool(self.seconds) and not (self.error or self.ended)
 
     @property
     def rates(self) -> list[float]:
@@ -87,7 +94,10 @@ class RowProcess:
         line = self.process.stdout.readline()
         found = json.loads(line) if line else {"error": self.ended()}
         self.row.error = found.get("error")
-        return None if self.row.error else found
+        if self.row.error:
+            self.close()  # what it holds is for the others
+            return None
+        return found
 
     def ended(self) -> str:
         """Why the process is no more, in words."""
@@ -113,7 +123,7 @@ class RowProcess:
             self.row.peak_memory = found["peak_memory"]
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, whatever it is doing; once more does nothing."""
         self.process.kill()
         with self.process:
             pass

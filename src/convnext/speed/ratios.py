@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from convnext.speed.case import CEILING, OURS
@@ -9,6 +10,7 @@ from convnext.speed.ceiling import flop_of_image
 from convnext.speed.clock import quartiles, times_as_fast
 from convnext.speed.process import Row
 
+KIND = ("name", "library", "mode", "precision", "batch")  # what rows have alike that differ in their setting alone
 FLAT = 0.1  # by which images a second may differ between batches and still count as the same
 
 
@@ -59,14 +61,22 @@ def times_best_peer(rows: Iterable[Row]) -> list[float | None]:
 
 
 def row_ratio(ours: Row, theirs: Row) -> float:
-    """How many times as fast a row is as another, by the rounds that both have."""
+    """How many times as fast a row is as another, by the rounds that both have: the first ones, in which all began."""
     pairs = list(zip(ours.rates, theirs.rates, strict=False))
     return times_as_fast([1 / rate for rate, _ in pairs], [1 / rate for _, rate in pairs])
 
 
 def best(rows: Iterable[Row]) -> Row | None:
-    """The row with the highest median rate."""
-    return max((row for row in rows if row.seconds), key=median_rate, default=None)
+    """The fastest row: within a precision by the rounds that two of them both have, across precisions by the median
+    rate. A row that was ended is not, since another that went on beats it, whatever its few rounds were like."""
+    chosen = (row for row in rows if row.seconds and not row.ended)
+    winners = [reduce(faster, group) for _, group in grouped(chosen, "precision")]
+    return max(winners, key=median_rate, default=None)
+
+
+def faster(one: Row, other: Row) -> Row:
+    """The faster of two rows that took turns."""
+    return other if row_ratio(other, one) > 1 else one
 
 
 def median_rate(row: Row) -> float:
@@ -136,6 +146,7 @@ def document_row(row: Row, share: float | None, times: float | None) -> dict[str
         "share_of_ceiling": None if share is None else round(share, 3),
         "times_best_peer": None if times is None else round(times, 3),
         "rounds": len(row.seconds),
+        "ended": row.ended,
         "error": row.error,
     }
 

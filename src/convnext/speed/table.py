@@ -17,7 +17,7 @@ def tables(document: dict[str, Any]) -> RenderableType:
     view = table_of(Text(f"{machine}, {facts['threads']} threads, torch {facts['versions']['torch']}"))
     for name in ("network", "library", "mode", "precision"):
         view.add_column(name, no_wrap=name != "network")
-    for name in ("batch", "setting", "images/s", "quartiles", "ceiling", "peak memory"):
+    for name in ("batch", "setting", "images/s", "quartiles", "rounds", "ceiling", "peak memory"):
         view.add_column(name, justify="left" if name == "setting" else "right", no_wrap=True)
     failed = []
     for row in document["rows"]:
@@ -29,6 +29,7 @@ def tables(document: dict[str, Any]) -> RenderableType:
             row["setting"],
             rate(row["images_per_second"]),
             "" if rates is None else f"{rate(rates[0])} to {rate(rates[2])}",
+            str(row["rounds"]),
             "" if share is None else f"{share:.0%}",
             "" if memory is None else megabytes(memory),
         )

@@ -5,7 +5,6 @@ It reads lines of JSON on stdin and answers each with one on stdout, until stdin
 
 import importlib
 import json
-import math
 import os
 import sys
 import warnings
@@ -24,7 +23,8 @@ from convnext.speed.memory import PeakMemory
 from convnext.speed.peers import build
 from convnext.speed.settings import SETTINGS, Call, inference, training
 
-WARM_UP = 3  # calls before the first that counts
+WARM_UP = 3  # calls before the first turn, which begins with one more that does not count
+LONG = 2  # seconds of a call that is the last of them, compiling and all
 TURN_SECONDS = 0.2  # that a turn lasts at least, so that the way between processes is nothing beside it
 
 
@@ -60,20 +60,34 @@ def prepared(case: Case) -> tuple[Callable[[], float], dict[str, Any], PeakMemor
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call, work = call_of(case, device)
-        for _ in range(WARM_UP):
-            call()
-    calls = max(1, math.ceil(TURN_SECONDS / seconds_of(call)))
+        warm_up(call)
     give_back()
     memory.begin()
 
     def turn() -> float:
-        call()  # finds caches and memory as another process left them, so it does not count
-        seconds = sum(seconds_of(call) for _ in range(calls))
+        seconds_of(call)  # finds caches and memory as another process left them, so it does not count
+        seconds = seconds_of_calls(call)
         give_back()  # to the processes whose turn it is
         return seconds
 
     notes = [str(warning.message) for warning in caught if issubclass(warning.category, KernelsWarning)]
-    return turn, {"work": work * calls, "notes": notes}, memory
+    return turn, {"work": work, "notes": notes}, memory
+
+
+def warm_up(call: Call) -> None:
+    """Run until compilers, allocators and caches have done their work, or once where a call takes long."""
+    for _ in range(WARM_UP):
+        if seconds_of(call) > LONG:
+            break
+
+
+def seconds_of_calls(call: Call) -> float:
+    """Seconds of a call, on average over as many as fill a turn."""
+    seconds, calls = 0.0, 0
+    while seconds < TURN_SECONDS:
+        seconds += seconds_of(call)
+        calls += 1
+    return seconds / calls
 
 
 def answer(make: Callable[[], dict[str, Any]], batch: int) -> dict[str, Any]:
