@@ -1,9 +1,10 @@
 // The two linear layers at the end of ConvNeXt's residual branch, in training:
 //
 //     hidden = x weight1^T + bias1
-//     out    = shortcut + keep * (gelu(hidden) weight2^T + bias2)
+//     out    = shortcut + keep * gamma * (gelu(hidden) weight2^T + bias2)
 //
-// where `keep` is a number for each sample (stochastic depth). A task is some rows of the map: of the values of 4 times
+// where `keep` is a number for each sample (stochastic depth) and `gamma` one for each output (LayerScale), which is
+// multiplied into weight2 as that is laid out, and into bias2. A task is some rows of the map: of the values of 4 times
 // the width only as many are at hand as stay in the second-level cache, and GELU is taken while the sums are in
 // registers. Products are fp32, or of bf16 summed in fp32.
 
@@ -28,8 +29,10 @@ static void finish_stores_past_caches(void) {
 #endif
 }
 
-// Lay out a matrix (depth, columns) in panels, given its transpose. All threads share the work.
-INLINE void pack_turned_panels(char *out, Values turned, int64_t depth, int64_t columns, const int bf16) {
+// Lay out a matrix (depth, columns) in panels, given its transpose, each column times `gamma` where that is not null.
+// All threads share the work.
+INLINE void pack_turned_panels(
+    char *out, Values turned, const float *gamma, int64_t depth, int64_t columns, const int bf16) {
     int64_t padded_depth = padded(depth, bf16), padded_columns = padded(columns, bf16);
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < padded_columns; n += COLUMNS)
@@ -38,9 +41,11 @@ INLINE void pack_turned_panels(char *out, Values turned, int64_t depth, int64_t 
             float lines[COLUMNS][16] __attribute__((aligned(LINE))), rows[16][COLUMNS] __attribute__((aligned(LINE)));
             for (int j = 0; j < COLUMNS; j++) {
                 int64_t at = (n + j) * depth + first;
+                float scale = scale_of(gamma, n + j, columns);
                 __builtin_prefetch((const char *)turned.data + (at + 64) * (turned.is_bf16 ? 2 : 4));
                 for (int k = 0; k < 16; k += LANES)
-                    *(lanes *)(lines[j] + k) = load_some(turned, at + k, n + j < columns ? depth - first - k : 0);
+                    *(lanes *)(lines[j] + k) =
+                        scale * load_some(turned, at + k, n + j < columns ? depth - first - k : 0);
             }
             for (int k = 0; k < 16; k++)
 #pragma GCC unroll 32
@@ -71,19 +76,16 @@ INLINE void widen(
     }
 }
 
-static float *take_bias(Arena *arena, const float *bias, int64_t size, int64_t padded_size) {
+static float *take_bias(Arena *arena, const float *bias, const float *gamma, int64_t size, int64_t padded_size) {
     float *out = take(arena, padded_size * FLOAT);
-    if (out) {
-        memset(out, 0, padded_size * FLOAT);
-        memcpy(out, bias, size * FLOAT);
-    }
+    for (int64_t i = 0; out && i < padded_size; i++) out[i] = i < size ? scale_of(gamma, i, size) * bias[i] : 0;
     return out;
 }
 
 typedef struct {
     Sizes s;
     Values x, shortcut, weight1, weight2;
-    const float *bias1, *bias2, *keep;
+    const float *bias1, *bias2, *gamma, *keep;
     void *hidden, *out;
     int64_t of_sample;
     int bf16, out_is_bf16, threads;
@@ -97,8 +99,8 @@ static void lay_out_forward(Forward *p, Arena *arena) {
     Sizes s = p->s;
     p->panels1 = take(arena, panels_size(s.inputs, s.hidden, p->bf16));
     p->panels2 = take(arena, panels_size(s.hidden, s.outputs, p->bf16));
-    p->padded_bias1 = take_bias(arena, p->bias1, s.hidden, s.padded_hidden);
-    p->padded_bias2 = take_bias(arena, p->bias2, s.outputs, s.padded_outputs);
+    p->padded_bias1 = take_bias(arena, p->bias1, NULL, s.hidden, s.padded_hidden);
+    p->padded_bias2 = take_bias(arena, p->bias2, p->gamma, s.outputs, s.padded_outputs);
     p->scratch = take(arena, p->threads * sizeof *p->scratch);
     for (int i = 0; i < p->threads; i++) {
         Scratch own = take_scratch(arena, s, s.padded_inputs, s.padded_outputs, p->bf16);
@@ -136,8 +138,8 @@ INLINE void forward_of(const Forward *p, const int bf16) {
     Sizes s = p->s;
 #pragma omp parallel num_threads(p->threads)
     {
-        pack_turned_panels(p->panels1, p->weight1, s.inputs, s.hidden, bf16);
-        pack_turned_panels(p->panels2, p->weight2, s.hidden, s.outputs, bf16);
+        pack_turned_panels(p->panels1, p->weight1, NULL, s.inputs, s.hidden, bf16);
+        pack_turned_panels(p->panels2, p->weight2, p->gamma, s.hidden, s.outputs, bf16);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < s.tasks; task++) forward_task(p, task, p->scratch[omp_get_thread_num()], bf16);
         finish_stores_past_caches();
@@ -148,6 +150,7 @@ INLINE void forward_of(const Forward *p, const int bf16) {
 //     x: (rows, inputs); shortcut: (rows, outputs).
 //     weight1: (hidden, inputs); bias1: (hidden), fp32.
 //     weight2: (outputs, hidden); bias2: (outputs), fp32.
+//     gamma: (outputs), fp32, or null for ones.
 //     keep: (rows / of_sample), fp32, or null for ones.
 //     out: (rows, outputs), written.
 //     kept: (rows, hidden), the hidden values before GELU, written.
@@ -155,15 +158,15 @@ INLINE void forward_of(const Forward *p, const int bf16) {
 // Returns 0, or 1 where there is no memory.
 int convnext_mlp(
     const void *x, const void *shortcut, const void *weight1, const float *bias1, const void *weight2,
-    const float *bias2, const float *keep, void *out, void *kept, int64_t rows, int64_t of_sample, int64_t inputs,
-    int64_t hidden, int64_t outputs, int bf16, int weight1_is_bf16, int weight2_is_bf16, int shortcut_is_bf16,
-    int out_is_bf16, int threads) {
+    const float *bias2, const float *gamma, const float *keep, void *out, void *kept, int64_t rows, int64_t of_sample,
+    int64_t inputs, int64_t hidden, int64_t outputs, int bf16, int weight1_is_bf16, int weight2_is_bf16,
+    int shortcut_is_bf16, int out_is_bf16, int threads) {
     if (rows == 0) return 0;
     Forward p = {
         .s = sizes_of(rows, inputs, hidden, outputs, bf16), .x = {x, bf16}, .shortcut = {shortcut, shortcut_is_bf16},
         .weight1 = {weight1, weight1_is_bf16}, .weight2 = {weight2, weight2_is_bf16}, .bias1 = bias1, .bias2 = bias2,
-        .keep = keep, .hidden = kept, .out = out, .of_sample = of_sample, .bf16 = bf16, .out_is_bf16 = out_is_bf16,
-        .threads = threads};
+        .gamma = gamma, .keep = keep, .hidden = kept, .out = out, .of_sample = of_sample, .bf16 = bf16,
+        .out_is_bf16 = out_is_bf16, .threads = threads};
     p.past_caches = !bf16 && rows * hidden * FLOAT > LARGE_MAP && hidden % LANES == 0 && (uintptr_t)kept % LINE == 0;
     Arena arena = {0};
     lay_out_forward(&p, &arena);

@@ -82,6 +82,11 @@ INLINE void store_panel_rows(char *to, float (*rows)[COLUMNS], const int bf16) {
         }
 }
 
+// LayerScale of an output; 1 where there is none.
+INLINE float scale_of(const float *gamma, int64_t output, int64_t outputs) {
+    return gamma && output < outputs ? gamma[output] : 1;
+}
+
 // A row, times a number, where `multiply` reads it.
 INLINE void pack_row(
     char *packed, int64_t position, int64_t lines, Values from, int64_t at, int64_t size, int64_t padded_size,

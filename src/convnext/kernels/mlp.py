@@ -1,7 +1,7 @@
 """The two linear layers at the end of a residual branch as one operator, for training on the CPU.
 
-GELU, stochastic depth and the addition are part of it; LayerScale is in the second layer's weight
-(:func:`convnext.kernels.add_branch.scale_rows`). What is kept for the gradients is the input and GELU's argument.
+GELU, LayerScale, stochastic depth and the addition are part of it; LayerScale is multiplied into the second layer's
+weight as that is laid out. What is kept for the gradients is the input and GELU's argument.
 """
 
 import math
@@ -32,11 +32,12 @@ def residual_mlp(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    gamma: Tensor | None,
     keep: Tensor | None,
     dtype: torch.dtype,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """``shortcut + keep * linear2(gelu(linear1(x)))``, and what GELU was taken of.
+    """``shortcut + keep * gamma * linear2(gelu(linear1(x)))``, and what GELU was taken of.
 
     Args:
         shortcut: (N, ..., C).
@@ -45,6 +46,7 @@ def residual_mlp(
         bias1: (D).
         weight2: (C, D).
         bias2: (C).
+        gamma: LayerScale, (C); None for ones.
         keep: (N), a factor for each sample; None for ones. It has no gradient.
         dtype: in which the products are computed.
         out_dtype: the sum's.
@@ -55,15 +57,15 @@ def residual_mlp(
     Raises:
         UsageError: a shape does not fit.
     """
-    check(shortcut, x, weight1, bias1, weight2, bias2, keep)
+    check(shortcut, x, weight1, bias1, weight2, bias2, gamma, keep)
     native = native_of(dtype, shortcut, x, weight1, weight2)
     if native is None:
-        return plain(shortcut, x, weight1, bias1, weight2, bias2, keep, dtype, out_dtype)
+        return plain(shortcut, x, weight1, bias1, weight2, bias2, gamma, keep, dtype, out_dtype)
     shortcut, x, weight1, weight2 = (t.contiguous() for t in (shortcut, x.to(dtype), weight1, weight2))
     out, hidden = empty(shortcut.shape, out_dtype), empty((*x.shape[:-1], len(weight1)), dtype)
-    keep = None if keep is None else vector(keep)
+    gamma, keep = (None if factors is None else vector(factors) for factors in (gamma, keep))
     flags = (dtype, weight1.dtype, weight2.dtype, shortcut.dtype, out_dtype)
-    values = x, shortcut, weight1, vector(bias1), weight2, vector(bias2), keep, out, hidden
+    values = x, shortcut, weight1, vector(bias1), weight2, vector(bias2), gamma, keep, out, hidden
     call(native, "mlp", *values, *sizes(x), *weight2.shape[::-1], *(of == torch.bfloat16 for of in flags))
     return out, hidden
 
@@ -75,10 +77,12 @@ def residual_mlp_gradient(
     weight1: Tensor,
     bias1: Tensor,
     weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
     keep: Tensor | None,
     hidden: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients with respect to x, weights and biases; the same to the bit for any number of threads.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients with respect to x, weights, biases and gamma; the same to the bit for any number of threads.
 
     Args:
         grad: the gradient with respect to the sum, (N, ..., C).
@@ -86,31 +90,36 @@ def residual_mlp_gradient(
         weight1: (D, B).
         bias1: (D).
         weight2: (C, D).
+        bias2: (C).
+        gamma: (C), or None.
         keep: (N), or None.
         hidden: linear1(x), (N, ..., D), in the dtype of the products.
 
     Returns:
-        Those of x, weight1, bias1 and weight2 in their dtypes, and that of bias2 in fp32, or float64 as the products.
+        Those of x, weight1, bias1, weight2, bias2 and gamma in their dtypes; without gamma, nothing (0) is the last.
     """
     dtype, x_dtype = hidden.dtype, x.dtype
     native = native_of(dtype, grad, x, weight1, weight2)
     if native is None:
-        return plain_gradient(grad, x, weight1, bias1, weight2, keep, dtype)
+        return plain_gradient(grad, x, weight1, bias1, weight2, bias2, gamma, keep, dtype)
     grad, x, weight1, weight2 = (t.contiguous() for t in (grad, x.to(dtype), weight1, weight2))
     x_grad = empty(x.shape, dtype)
     weight1_grad, bias1_grad = empty(weight1.shape, torch.float32), torch.empty(len(weight1))
     weight2_grad, bias2_grad = empty(weight2.shape, torch.float32), torch.empty(len(weight2))
-    keep = None if keep is None else vector(keep)
-    outputs = x_grad, weight1_grad, bias1_grad, weight2_grad, bias2_grad
+    gamma_grad = torch.empty(0 if gamma is None else len(gamma))
+    gamma_dtype = bias2.dtype if gamma is None else gamma.dtype
+    gamma, keep = (None if factors is None else vector(factors) for factors in (gamma, keep))
+    outputs = x_grad, weight1_grad, bias1_grad, weight2_grad, bias2_grad, gamma_grad
     flags = (of == torch.bfloat16 for of in (dtype, weight1.dtype, weight2.dtype, grad.dtype))
-    values = grad, x, weight1, weight2, keep, hidden.contiguous(), *outputs
+    values = grad, x, weight1, weight2, vector(bias2), gamma, keep, hidden.contiguous(), *outputs
     call(native, "mlp_gradient", *values, *sizes(x), *weight2.shape[::-1], *flags)
     return (
         x_grad.to(x_dtype),
         weight1_grad.to(weight1.dtype),
         bias1_grad.to(bias1.dtype),
         weight2_grad.to(weight2.dtype),
-        bias2_grad,
+        bias2_grad.to(bias2.dtype),
+        gamma_grad.to(gamma_dtype),
     )
 
 
@@ -130,7 +139,14 @@ def native_of(dtype: torch.dtype, *tensors: Tensor) -> Any:
 
 
 def check(
-    shortcut: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, keep: Tensor | None
+    shortcut: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
+    keep: Tensor | None,
 ) -> None:
     """Refuse shapes that do not fit.
 
@@ -143,6 +159,8 @@ def check(
         shapes = ", ".join(str(tuple(t.shape)) for t in (shortcut, x, weight1, bias1, weight2, bias2))
         need = "(N, ..., C), (N, ..., B), (D, B), (D), (C, D), (C)"
         raise UsageError(f"shortcut, x, weights and biases of {shapes}: need {need}")
+    if gamma is not None and gamma.shape != outputs:
+        raise UsageError(f"a gamma of {tuple(gamma.shape)} for a bias of {tuple(outputs)}: need one value an output")
     if keep is not None and keep.shape != x.shape[:1]:
         raise UsageError(f"factors of {tuple(keep.shape)} for {tuple(x.shape)}: need one a sample, the first dimension")
 
@@ -154,14 +172,20 @@ def plain(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
+    gamma: Tensor | None,
     keep: Tensor | None,
     dtype: torch.dtype,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The same by torch: the reference."""
     hidden = F.linear(x.to(dtype), weight1.to(dtype), bias1.to(dtype)).contiguous()
-    branch = F.linear(F.gelu(hidden), weight2.to(dtype), bias2.to(dtype))
+    branch = F.linear(F.gelu(hidden), scaled(weight2, gamma).to(dtype), scaled(bias2, gamma).to(dtype))
     return (shortcut + kept(branch, keep)).to(out_dtype).contiguous(), hidden
+
+
+def scaled(values: Tensor, gamma: Tensor | None) -> Tensor:
+    """The second layer's weight or bias with LayerScale in it."""
+    return values if gamma is None else values * gamma.view(-1, *(1,) * (values.ndim - 1))
 
 
 def plain_gradient(
@@ -170,21 +194,28 @@ def plain_gradient(
     weight1: Tensor,
     bias1: Tensor,
     weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
     keep: Tensor | None,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients by torch, from the inputs alone."""
-    rows, first, second = x.to(dtype).flatten(0, -2), weight1.to(dtype), weight2.to(dtype)
+    rows, first, second = x.to(dtype).flatten(0, -2), weight1.to(dtype), scaled(weight2, gamma).to(dtype)
     product = kept(grad, keep).to(dtype).flatten(0, -2)
     hidden, zeros = rows @ first.T, torch.zeros_like(bias1, dtype=dtype)
     hidden_grad, bias1_grad = plain_gelu_gradient(product @ second, hidden + bias1.to(dtype), zeros)
-    weight2_grad = product.T @ F.gelu(hidden + bias1.to(dtype))
+    # With respect to gamma * weight2 and gamma * bias2.
+    weight2_grad, bias2_grad = product.T @ F.gelu(hidden + bias1.to(dtype)), product.sum(0)
+    gamma_grad = bias2.new_empty(0)
+    if gamma is not None:
+        gamma_grad = ((weight2_grad * weight2).sum(1) + bias2_grad * bias2).to(gamma.dtype)
     return (
         (hidden_grad @ first).view(x.shape).to(x.dtype),
         (hidden_grad.T @ rows).to(weight1.dtype).contiguous(),
         bias1_grad.to(bias1.dtype),
-        weight2_grad.to(weight2.dtype).contiguous(),
-        product.sum(0).to(torch.promote_types(dtype, torch.float32)),
+        scaled(weight2_grad, gamma).to(weight2.dtype).contiguous(),
+        scaled(bias2_grad, gamma).to(bias2.dtype),
+        gamma_grad,
     )
 
 
@@ -196,6 +227,7 @@ def _(
     bias1: Tensor,  # noqa: ARG001
     weight2: Tensor,  # noqa: ARG001
     bias2: Tensor,  # noqa: ARG001
+    gamma: Tensor | None,  # noqa: ARG001
     keep: Tensor | None,  # noqa: ARG001
     dtype: torch.dtype,
     out_dtype: torch.dtype,
@@ -210,30 +242,32 @@ def _(
     weight1: Tensor,
     bias1: Tensor,
     weight2: Tensor,
+    bias2: Tensor,
+    gamma: Tensor | None,
     keep: Tensor | None,  # noqa: ARG001
-    hidden: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    like = (x, weight1, bias1, weight2)
-    bias2_grad = x.new_empty(len(weight2), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return *(tensor.new_empty(tensor.shape) for tensor in like), bias2_grad  # pyright: ignore[reportReturnType]
+    hidden: Tensor,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    like = (x, weight1, bias1, weight2, bias2, bias2.new_empty(0) if gamma is None else gamma)
+    return tuple(tensor.new_empty(tensor.shape) for tensor in like)  # pyright: ignore[reportReturnType]
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Keep what :func:`backward` needs."""
-    shortcut, x, weight1, bias1, weight2, bias2, keep, _, _ = inputs
+    shortcut, *tensors = inputs[:-2]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.dtypes = shortcut.dtype, bias2.dtype
-    ctx.save_for_backward(x, weight1, bias1, weight2, keep, output[1])
+    ctx.dtype = shortcut.dtype
+    ctx.save_for_backward(*tensors, output[1])
 
 
 def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    """Gradients with respect to shortcut, x, weights and biases; the factors have none."""
+    """Gradients with respect to shortcut, x, weights, biases and gamma; the factors have none."""
     if grad is None:
-        return (None,) * 9
-    shortcut, bias2 = ctx.dtypes
-    *others, bias2_grad = residual_mlp_gradient(grad, *ctx.saved_tensors)
-    return grad.to(shortcut), *others, bias2_grad.to(bias2), None, None, None
+        return (None,) * 10
+    tensors = ctx.saved_tensors  # asked for once, as checkpointing wants it
+    gamma, _keep, _hidden = tensors[-3:]
+    *others, gamma_grad = residual_mlp_gradient(grad, *tensors)
+    return grad.to(ctx.dtype), *others, None if gamma is None else gamma_grad, None, None, None
 
 
 def save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001

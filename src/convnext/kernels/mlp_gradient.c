@@ -1,17 +1,20 @@
-// The gradients of the two linear layers at the end of a residual branch (mlp.c): of x, weights and biases.
+// The gradients of the two linear layers at the end of a residual branch (mlp.c): of x, weights, biases and gamma.
 //
 // A task reads the hidden values before GELU, the map of 4 times the width, once: GELU and its slope come of them
 // together. The gradients of the weights are sums over all rows. They are taken of some tasks together, whose values
 // stay in the third-level cache, one task after the other: their bits depend neither on the number of threads nor on
-// their order.
+// their order. With LayerScale they are at first those of gamma * weight2 and gamma * bias2; weight2's, bias2's and
+// gamma's come of those when they are complete.
 
-#include "mlp.h"
+#include "mlp_weights.h"
 
 #define IN_CACHE 8388608 // bytes of hidden values of the tasks whose gradients are taken together, about
 #define BLOCK 64         // rows and columns of a matrix that are turned together
 
-// Lay out a matrix (depth, columns) in panels. All threads share the work, and each row is read from end to end.
-INLINE void pack_panels(char *out, Values matrix, int64_t depth, int64_t columns, const int bf16) {
+// Lay out a matrix (depth, columns) in panels, each row times `gamma` where that is not null. All threads share the
+// work, and each row is read from end to end.
+INLINE void pack_panels(
+    char *out, Values matrix, const float *gamma, int64_t depth, int64_t columns, const int bf16) {
     int64_t padded_depth = padded(depth, bf16), padded_columns = padded(columns, bf16);
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < padded_depth; first += 16)
@@ -20,59 +23,18 @@ INLINE void pack_panels(char *out, Values matrix, int64_t depth, int64_t columns
             for (int k = 0; k < 16; k++)
                 for (int j = 0; j < COLUMNS; j += LANES)
                     *(lanes *)(rows[k] + j) =
+                        scale_of(gamma, first + k, depth) *
                         load_some(matrix, (first + k) * columns + n + j, first + k < depth ? columns - n - j : 0);
             store_panel_rows(out + ((n / COLUMNS * padded_depth + first) / (bf16 ? 2 : 1)) * STEP, rows, bf16);
         }
 }
 
-// out[row][.] = [out[row][.] +] the sum over steps of left[step][row] * right[step][.], a step being a position, or two
-// of bf16.
-INLINE void multiply_steps(
-    const char *left, const char *right, int64_t steps, float *out, int64_t stride, int add, const int bf16) {
-    lanes sums[ROWS][2] = {{{0}}};
-    for (int64_t step = 0; step < steps; step++, left += ROWS * FLOAT, right += STEP) {
-        if (bf16) {
-            lanes_of_bits b0 = *(const lanes_of_bits *)right, b1 = *(const lanes_of_bits *)(right + LANES * FLOAT);
-#pragma GCC unroll 16
-            for (int row = 0; row < ROWS; row++) {
-                lanes_of_bits pair = *(const uint32_t *)(left + row * FLOAT) - (lanes_of_bits){0};
-                sums[row][0] = add_pairs(sums[row][0], pair, b0);
-                sums[row][1] = add_pairs(sums[row][1], pair, b1);
-            }
-            continue;
-        }
-        lanes b0 = *(const lanes *)right, b1 = *(const lanes *)(right + LANES * FLOAT);
-#pragma GCC unroll 16
-        for (int row = 0; row < ROWS; row++) {
-            float value = *(const float *)(left + row * FLOAT);
-            sums[row][0] += value * b0;
-            sums[row][1] += value * b1;
-        }
-    }
-#pragma GCC unroll 16
-    for (int row = 0; row < ROWS; row++, out += stride) {
-        lanes_anywhere *first = (lanes_anywhere *)out, *second = (lanes_anywhere *)(out + LANES);
-        *first = add ? *first + sums[row][0] : sums[row][0];
-        *second = add ? *second + sums[row][1] : sums[row][1];
-    }
-}
-
-static __attribute__((noinline)) void multiply_steps_fp32(
-    const char *left, const char *right, int64_t steps, float *out, int64_t stride, int add) {
-    multiply_steps(left, right, steps, out, stride, add, 0);
-}
-
-static __attribute__((noinline)) void multiply_steps_bf16(
-    const char *left, const char *right, int64_t steps, float *out, int64_t stride, int add) {
-    multiply_steps(left, right, steps, out, stride, add, HAS_BF16);
-}
-
 typedef struct {
     Sizes s;
     Values grad, x, hidden, weight1, weight2;
-    const float *keep;
+    const float *bias2, *gamma, *keep;
     void *x_grad;
-    float *weight1_grad, *bias1_grad, *weight2_grad, *bias2_grad;
+    float *weight1_grad, *bias1_grad, *weight2_grad, *bias2_grad, *gamma_grad;
     int64_t of_sample;
     int bf16, threads;
     int64_t together;          // tasks whose gradients of the weights are taken together
@@ -208,42 +170,6 @@ INLINE void backward_task(
                   *(const lanes *)(own.sums + i * s.padded_inputs + c));
 }
 
-// grad[channels][hidden], the columns of a panel: a task's sum over its rows, added to those of the tasks before it.
-INLINE void weight_panel(
-    const char *left, const char *right, int64_t steps, int64_t capacity, int64_t channels, int64_t column,
-    int64_t hidden, float *grad, int64_t stride, int is_first, const int bf16) {
-    int64_t width = hidden - column;
-    for (int64_t c = 0; c < channels; c += ROWS) {
-        float *out = grad + c * stride + column;
-        int64_t rows = least(ROWS, channels - c);
-        for (int64_t row = 0; !is_first && row < rows; row++) __builtin_prefetch(out + row * stride, 1);
-        Tile tile;
-        int is_whole = rows == ROWS && width >= COLUMNS, add = is_whole && !is_first;
-        float *to = is_whole ? out : tile[0];
-        int64_t to_stride = is_whole ? stride : COLUMNS;
-        if (bf16) multiply_steps_bf16(left + c * capacity * FLOAT, right, steps, to, to_stride, add);
-        else multiply_steps_fp32(left + c * capacity * FLOAT, right, steps, to, to_stride, add);
-        for (int64_t row = 0; !is_whole && row < rows; row++)
-            for (int64_t i = 0; i < least(COLUMNS, width); i++)
-                out[row * stride + i] = tile[row][i] + (is_first ? 0 : out[row * stride + i]);
-    }
-}
-
-// bias[.] of a panel's columns, in the same way.
-INLINE void bias_panel(const char *right, int64_t steps, float *bias, int64_t left, int is_first, const int bf16) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
-        lanes sum = {0};
-        for (int64_t step = 0; step < steps; step++) {
-            lanes values = *(const lanes *)(right + step * STEP + half * LANES * FLOAT);
-            if (bf16) sum += (lanes)((lanes_of_bits)values << 16) + (lanes)((lanes_of_bits)values & 0xffff0000);
-            else sum += values;
-        }
-        int64_t some = left - half * LANES;
-        if (some > 0) store(bias, half * LANES, some, 0, is_first ? sum : sum + load(bias, half * LANES, some, 0));
-    }
-}
-
 // This thread's share of the weights' gradients, of `count` tasks from `task` on.
 INLINE void weight_gradients(const Backward *p, int64_t task, int64_t count, const int bf16) {
     Sizes s = p->s;
@@ -287,8 +213,8 @@ INLINE void backward_of(const Backward *p, const int bf16) {
         }
 #pragma omp for schedule(static)
         for (int64_t c = 0; c < s.outputs; c += LANES) add_up(p->bias2_grad, p->parts, c, s.outputs, width, bias_tasks);
-        pack_panels(p->panels1, p->weight1, s.hidden, s.inputs, bf16);
-        pack_panels(p->panels2, p->weight2, s.outputs, s.hidden, bf16);
+        pack_panels(p->panels1, p->weight1, NULL, s.hidden, s.inputs, bf16);
+        pack_panels(p->panels2, p->weight2, p->gamma, s.outputs, s.hidden, bf16);
         for (int64_t task = 0; task < s.tasks; task += p->together) {
             int64_t count = least(p->together, s.tasks - task);
 #pragma omp for schedule(dynamic)
@@ -301,6 +227,10 @@ INLINE void backward_of(const Backward *p, const int bf16) {
 #pragma omp barrier
         }
 #pragma omp for schedule(static)
+        for (int64_t output = 0; output < (p->gamma ? s.outputs : 0); output++)
+            scale_output(output, s.hidden, p->weight2, p->bias2, p->gamma, p->weight2_grad, p->bias2_grad,
+                         p->gamma_grad);
+#pragma omp for schedule(static)
         for (int64_t d = 0; d < s.hidden; d += BLOCK)
             for (int64_t c = 0; c < s.inputs; c += BLOCK)
                 for (int64_t i = d; i < least(d + BLOCK, s.hidden); i++)
@@ -311,28 +241,29 @@ INLINE void backward_of(const Backward *p, const int bf16) {
 
 // Args:
 //     grad: (rows, outputs), with respect to out.
-//     x, weight1, weight2, keep: as in mlp.c; kept: what was written there.
+//     x, weight1, weight2, bias2, gamma, keep: as in mlp.c; kept: what was written there.
 //     x_grad: as x, written.
-//     weight1_grad, bias1_grad, weight2_grad, bias2_grad: fp32, written.
+//     weight1_grad, bias1_grad, weight2_grad, bias2_grad, gamma_grad: fp32, written; the last is null where gamma is.
 // Returns 0, or 1 where there is no memory.
 int convnext_mlp_gradient(
-    const void *grad, const void *x, const void *weight1, const void *weight2, const float *keep, const void *kept,
-    void *x_grad, float *weight1_grad, float *bias1_grad, float *weight2_grad, float *bias2_grad, int64_t rows,
-    int64_t of_sample, int64_t inputs, int64_t hidden, int64_t outputs, int bf16, int weight1_is_bf16,
-    int weight2_is_bf16, int grad_is_bf16, int threads) {
+    const void *grad, const void *x, const void *weight1, const void *weight2, const float *bias2, const float *gamma,
+    const float *keep, const void *kept, void *x_grad, float *weight1_grad, float *bias1_grad, float *weight2_grad,
+    float *bias2_grad, float *gamma_grad, int64_t rows, int64_t of_sample, int64_t inputs, int64_t hidden,
+    int64_t outputs, int bf16, int weight1_is_bf16, int weight2_is_bf16, int grad_is_bf16, int threads) {
     if (rows == 0) {
         memset(weight1_grad, 0, hidden * inputs * FLOAT);
         memset(bias1_grad, 0, hidden * FLOAT);
         memset(weight2_grad, 0, outputs * hidden * FLOAT);
         memset(bias2_grad, 0, outputs * FLOAT);
+        if (gamma) memset(gamma_grad, 0, outputs * FLOAT);
         return 0;
     }
     Backward p = {
         .s = sizes_of(rows, inputs, hidden, outputs, bf16), .grad = {grad, grad_is_bf16}, .x = {x, bf16},
         .hidden = {kept, bf16}, .weight1 = {weight1, weight1_is_bf16}, .weight2 = {weight2, weight2_is_bf16},
-        .keep = keep, .x_grad = x_grad, .weight1_grad = weight1_grad, .bias1_grad = bias1_grad,
-        .weight2_grad = weight2_grad, .bias2_grad = bias2_grad, .of_sample = of_sample, .bf16 = bf16,
-        .threads = threads};
+        .bias2 = bias2, .gamma = gamma, .keep = keep, .x_grad = x_grad, .weight1_grad = weight1_grad,
+        .bias1_grad = bias1_grad, .weight2_grad = weight2_grad, .bias2_grad = bias2_grad, .gamma_grad = gamma_grad,
+        .of_sample = of_sample, .bf16 = bf16, .threads = threads};
     int64_t size = 2 * p.s.padded_hidden * p.s.positions * (bf16 ? 2 : 4);
     int64_t rounds = IN_CACHE / size / threads; // so that no thread waits for the others
     p.together = least(p.s.tasks, threads * (rounds > 1 ? rounds : 1));

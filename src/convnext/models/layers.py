@@ -175,12 +175,10 @@ def add_mlp(
         wanted = last.training and first.weight.requires_grad and last.weight.requires_grad
         work, dtype = x.numel() // first.in_features * first.out_features, compute_dtype(x)
         if is_fast(tensors, wanted=wanted, work=work, least=mlp.LEAST_VALUES) and mlp.computes(dtype):
-            weight, bias, out = last.weight, last.bias, torch.promote_types(shortcut.dtype, dtype)
-            if gamma is not None:
-                weight, bias = branch.scale_rows(weight, gamma, dtype), gamma * bias
-                out = torch.promote_types(shortcut.dtype, gamma.dtype)
-            values = to_nhwc(shortcut), as_rows(x, first), first.weight, first.bias, weight, bias
-            return to_nchw(mlp.residual_mlp(*values, drop_path.factors(len(x), bias), dtype, out)[0])
+            out = torch.promote_types(shortcut.dtype, dtype if gamma is None else gamma.dtype)
+            keep = drop_path.factors(len(x), last.bias)
+            values = to_nhwc(shortcut), as_rows(x, first), *layers, gamma, keep
+            return to_nchw(mlp.residual_mlp(*values, dtype, out)[0])
     return add_branch(shortcut, linear_gelu(x, first, act), last, gamma, drop_path)
 
 
