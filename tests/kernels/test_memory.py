@@ -12,20 +12,19 @@ from convnext.kernels.native import available
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")
 
-# Of a process of its own: how often the system had to hand out pages for a map of 64 MB, written for the third time.
+# Of a process of its own: how often the system had to hand out pages for a map of 256 MB, written for the third time; 128 of 2 MiB.
 TRAIN_AND_COUNT = """
 import resource
 import torch
-from convnext.kernels import mlp
+from convnext.models.convnext import Block
 
-x, shortcut = torch.randn(1, 96, 96, 24), torch.randn(1, 96, 96, 24)
-layers = [torch.randn(shape).requires_grad_() for shape in ((96, 24), (96,), (24, 96), (24,))]
+block = Block(24, 7, drop_path=0.0, layer_scale=1.0, grn=False).train()
 for _ in range(2):
-    mlp.residual_mlp(shortcut, x, *layers, None, torch.float32, torch.float32)[0].sum().backward()
+    block(torch.randn(1, 24, 96, 96)).sum().backward()
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(2**24)
+    torch.zeros(2**26)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print([faults() for _ in range(3)][-1])
@@ -40,13 +39,13 @@ def faults(**variables: str) -> int:
 
 @needs_compiler
 def test_memory_is_kept_once_kernels_run() -> None:
-    assert faults() < 100
+    assert faults() < 20
 
 
 @needs_compiler
 @pytest.mark.parametrize("variables", [{"CONVNEXT_KERNELS": "off"}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
 def test_memory_is_given_back(variables: dict[str, str]) -> None:
-    assert faults(**variables) > 1000
+    assert faults(**variables) > 100
 
 
 def test_large_memory_is_asked_for_in_huge_pages() -> None:
