@@ -12,7 +12,8 @@ from convnext.kernels.native import available
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")
 
-# Of a process of its own: how often the system had to hand out pages for a map of 256 MB, written for the third time; 128 of 2 MiB.
+# Of a process of its own: how often the system handed out pages for a map of 256 MB that was written for the third
+# time. Of 2 MiB, where it gives such to every process, they are 128.
 TRAIN_AND_COUNT = """
 import resource
 import torch
