@@ -46,6 +46,7 @@ GROUPS = {  # what an operation is called in the figure, by how torch's or this 
     "convolution_backward": "stem and patch convolutions, backward",
     "convolution": "convolutions",
     "depthwise_conv2d": "depthwise convolution",
+    "depthwise_gradient": "depthwise convolution, gradients",
     "depthwise_weight_gradient": "depthwise convolution, gradient of the weight",
     "gelu": "GELU",
     "bias_gelu": "GELU, with the bias",

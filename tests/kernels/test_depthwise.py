@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convnext.errors import UsageError
 from convnext.kernels import depthwise
-from convnext.kernels.depthwise import depthwise_conv2d, depthwise_weight_gradient
+from convnext.kernels.depthwise import depthwise_conv2d, depthwise_gradient, depthwise_weight_gradient
 from convnext.kernels.native import available
 from convnext.models.layers import DepthwiseConv2d
-from tests.kernels.cases import brought_about
+from tests.kernels.cases import LIBRARIES, brought_about, take_training_library
 
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")
 
@@ -31,8 +31,14 @@ SHAPES = [  # N, C, H, W, k
     (1, 5, 30, 400, 11),  # maps packed in several parts, and a kernel's row summed in several
     (0, 8, 4, 4, 3),
 ]
-NATIVE = depthwise.native_weight_gradient
+NATIVE = depthwise.native_gradient
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _slow_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the C code for the input's gradient on any processor."""
+    monkeypatch.setattr(depthwise, "SLOW_CONVOLUTIONS", True)
 
 
 @pytest.fixture
@@ -94,6 +100,20 @@ def test_other_layouts(layout: str, dtype: torch.dtype) -> None:
     check((2, 19, 9, 10, 7), dtype, layout)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_gradient_of_the_input_by_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise, "SLOW_CONVOLUTIONS", False)
+    check((2, 19, 9, 10, 7), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_code_for_other_processors(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_training_library(name, monkeypatch)
+    for shape in ((2, 19, 9, 10, 7), (1, 33, 5, 25, 3)):
+        check(shape, dtype)
+
+
 def test_gradient_in_another_layout() -> None:
     check((2, 19, 9, 10, 7), torch.float32, grad_layout="contiguous")
 
@@ -105,6 +125,7 @@ def test_native_code_is_what_computes(dtype: torch.dtype, monkeypatch: pytest.Mo
         raise AssertionError("the plain path was taken")
 
     monkeypatch.setattr(depthwise, "plain_weight_gradient", unexpected)
+    monkeypatch.setattr(depthwise, "input_gradient", unexpected)
     check((2, 19, 9, 10, 7), dtype)
 
 
@@ -124,17 +145,15 @@ def test_long_sums_keep_their_digits() -> None:
 
 @needs_compiler
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    x, grad = (torch.randn(5, 40, 14, 14) for _ in range(2))
+    x, weight, grad = (torch.randn(shape) for shape in ((5, 40, 14, 14), (40, 1, 7, 7), (5, 40, 14, 14)))
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            results.append(depthwise_weight_gradient(x, grad, 7))
+            results.append(depthwise_gradient(x, weight, grad))
     finally:
         torch.set_num_threads(threads)
-    for weight, bias in results[1:]:
-        assert torch.equal(weight, results[0][0])
-        assert torch.equal(bias, results[0][1])
+    assert all(torch.equal(*pair) for result in results[1:] for pair in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
@@ -152,6 +171,7 @@ def test_operators_keep_torchs_rules(dtype: torch.dtype, biased: bool) -> None:
     x, weight, bias = inputs((2, 5, 6, 7, 3), dtype)
     torch.library.opcheck(depthwise_conv2d, (x, weight, bias if biased else None))
     torch.library.opcheck(depthwise_weight_gradient, (x, torch.randn_like(x), 3))
+    torch.library.opcheck(depthwise_gradient, (x, weight, torch.randn_like(x).requires_grad_()))
 
 
 def test_gradients_of_gradients() -> None:
@@ -189,7 +209,7 @@ def test_module_equals_torchs(way: str, precision: str, monkeypatch: pytest.Monk
     # Inductor would take its time with code that is not of interest here.
     called = torch.compile(module, fullgraph=True, backend="aot_eager") if way == "compiled" else module
     calls = []
-    monkeypatch.setattr(depthwise, "native_weight_gradient", lambda *args: calls.append(1) or NATIVE(*args))
+    monkeypatch.setattr(depthwise, "native_gradient", lambda *args: calls.append(1) or NATIVE(*args))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         fast = gradients(called, x, checkpointed=way == "checkpointed")
         monkeypatch.setenv("CONVNEXT_KERNELS", "off")

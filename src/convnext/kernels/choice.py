@@ -8,6 +8,9 @@ from torch import Tensor
 from convnext.kernels.native import available
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+# Whether torch's convolutions are slow here: with AVX-512 depthwise ones and those of patches are near the speed of its
+# matrix products.
+SLOW_CONVOLUTIONS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def is_fast(tensors: Sequence[Tensor], *, wanted: bool, work: int, least: int) -> bool:

@@ -1,8 +1,8 @@
 """The depthwise convolution (odd size, stride 1, padding that keeps the map's size) with a fast backward on the CPU.
 
-Forward is torch's own, to the bit. The gradient with respect to the input is a forward convolution with the kernel
-turned by 180 degrees; the one with respect to the weight is the C code beside this file, in fp32 and bf16, where a
-compiler built it, and torch's own elsewhere.
+Forward is torch's own, to the bit. The gradient with respect to the weight is the C code beside this file, in fp32 and
+bf16, where a compiler built it, and torch's own elsewhere. The one with respect to the input is a forward convolution
+with the kernel turned by 180 degrees: by the same C code where torch's is slow, else by torch.
 """
 
 import ctypes
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from convnext.errors import UsageError
-from convnext.kernels.choice import NATIVE_DTYPES
-from convnext.kernels.native import call, library
+from convnext.kernels.choice import NATIVE_DTYPES, SLOW_CONVOLUTIONS
+from convnext.kernels.memory import empty
+from convnext.kernels.native import call, library, vector
 
 LEAST_PRODUCTS = 2_000_000  # of a convolution; below, an operator written in Python takes longer than it saves
 
@@ -42,47 +43,75 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return convolve(x, weight, bias)
 
 
-@torch.library.custom_op("convnext::depthwise_weight_gradient", mutates_args=())
-def depthwise_weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """The gradients with respect to weight (C, 1, k, k) and bias (C), in the maps' dtype.
+@torch.library.custom_op("convnext::depthwise_gradient", mutates_args=())
+def depthwise_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients with respect to x, weight and bias, in the maps' dtype.
 
     The same to the bit for any number of threads.
 
     Args:
         x: the convolution's input, (N, C, H, W).
+        weight: (C, 1, k, k), k odd.
         grad: the gradient with respect to its output, (N, C, H, W).
-        kernel_size: k, odd.
     """
-    if x.device.type == "cpu" and x.dtype == grad.dtype and x.dtype in NATIVE_DTYPES:
-        native = library()
-        if native is not None:
-            return native_weight_gradient(native, x, grad, kernel_size)
-    return plain_weight_gradient(x, grad, kernel_size)
+    native = native_for(x, grad)
+    if native is None or not SLOW_CONVOLUTIONS:
+        return input_gradient(grad, weight), *weight_gradient(x, grad, weight.shape[-1])
+    x_grad = empty((x.shape[0], *x.shape[2:], x.shape[1]), x.dtype).permute(0, 3, 1, 2)
+    return x_grad, *native_gradient(native, x, grad, weight.shape[-1], weight, x_grad)
+
+
+@torch.library.custom_op("convnext::depthwise_weight_gradient", mutates_args=())
+def depthwise_weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """Those with respect to weight (C, 1, k, k) and bias (C) alone."""
+    return weight_gradient(x, grad, kernel_size)
+
+
+def weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """The same, outside of the operator."""
+    native = native_for(x, grad)
+    if native is None:
+        return plain_weight_gradient(x, grad, kernel_size)
+    return native_gradient(native, x, grad, kernel_size)
 
 
 def plain_weight_gradient(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
     """The same by torch: the reference."""
     channels, padding = x.shape[1], kernel_size // 2
     weight = x.new_empty((channels, 1, kernel_size, kernel_size))  # only its shape is used
-    _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward.default(
+    _, weight_grad, bias_grad = torch.ops.aten.convolution_backward.default(
         grad, x, weight, [channels], [1, 1], [padding] * 2, [1, 1], False, [0, 0], channels, [False, True, True]
     )
-    return weight_gradient.contiguous(), bias_gradient
+    return weight_grad.contiguous(), bias_grad
 
 
-def native_weight_gradient(native: ctypes.CDLL, x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """The same by the C code, summed in fp32.
+def native_for(x: Tensor, grad: Tensor) -> ctypes.CDLL | None:
+    """The library with the C code, where that computes with these maps."""
+    fits = x.device.type == "cpu" and x.dtype == grad.dtype and x.dtype in NATIVE_DTYPES
+    return library() if fits else None
+
+
+def native_gradient(
+    native: ctypes.CDLL,
+    x: Tensor,
+    grad: Tensor,
+    kernel_size: int,
+    weight: Tensor | None = None,
+    x_grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Those with respect to weight and bias by the C code, summed in fp32; and with ``weight``, ``x_grad`` is written.
 
     Raises:
         RunError: there is no memory for the sums.
     """
     x, grad = (maps.permute(0, 2, 3, 1).contiguous() for maps in (x, grad))  # (N, H, W, C)
     samples, height, width, channels = x.shape
-    weight_gradient = torch.empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
-    bias_gradient = torch.empty(channels, dtype=torch.float32)
-    values = x, grad, weight_gradient, bias_gradient, samples, height, width, channels, kernel_size
-    call(native, "depthwise_weight_gradient", *values, x.dtype == torch.bfloat16)
-    return weight_gradient.to(x.dtype), bias_gradient.to(x.dtype)
+    weight_grad = torch.empty((channels, 1, kernel_size, kernel_size), dtype=torch.float32)
+    bias_grad = torch.empty(channels, dtype=torch.float32)
+    taps = None if weight is None else vector(weight)
+    values = x, grad, taps, x_grad, weight_grad, bias_grad, samples, height, width, channels, kernel_size
+    call(native, "depthwise_gradient", *values, x.dtype == torch.bfloat16)
+    return weight_grad.to(x.dtype), bias_grad.to(x.dtype)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -101,6 +130,12 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return convolve(x, weight, bias)
 
 
+@depthwise_gradient.register_fake
+def _(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
+    x_grad = x.new_empty((x.shape[0], *x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
+    return x_grad, weight.new_empty(weight.shape), x.new_empty(x.shape[1])
+
+
 @depthwise_weight_gradient.register_fake
 def _(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     channels = x.shape[1]
@@ -117,11 +152,25 @@ def conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | Non
     """Gradients with respect to x, weight and bias, each where it is wanted."""
     x, weight = ctx.saved_tensors
     wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-    x_gradient = input_gradient(grad, weight) if wants_x else None
     if not (wants_weight or wants_bias):
-        return x_gradient, None, None
-    weight_gradient, bias_gradient = depthwise_weight_gradient(x, grad, weight.shape[-1])
-    return x_gradient, weight_gradient if wants_weight else None, bias_gradient if wants_bias else None
+        return input_gradient(grad, weight) if wants_x else None, None, None
+    if wants_x:
+        x_grad, weight_grad, bias_grad = depthwise_gradient(x, weight, grad)
+    else:
+        x_grad, (weight_grad, bias_grad) = None, depthwise_weight_gradient(x, grad, weight.shape[-1])
+    return x_grad, weight_grad if wants_weight else None, bias_grad if wants_bias else None
+
+
+def save_for_gradient(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Any) -> None:  # noqa: ARG001
+    """Keep what :func:`gradient_backward` needs."""
+    ctx.save_for_backward(*inputs)
+
+
+def gradient_backward(ctx: Any, to_x: Tensor, to_weight: Tensor, to_bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and grad, from what reaches the outputs, each of which is linear in two of them."""
+    x, weight, grad = ctx.saved_tensors
+    weight_grad, _ = depthwise_weight_gradient(to_x, grad, weight.shape[-1])
+    return input_gradient(grad, to_weight), weight_grad, convolve(x, to_weight, to_bias) + convolve(to_x, weight)
 
 
 def save_for_weight_gradient(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Any) -> None:  # noqa: ARG001
@@ -138,6 +187,7 @@ def weight_gradient_backward(ctx: Any, weight: Tensor, bias: Tensor) -> tuple[Te
 
 depthwise_conv2d.register_autograd(conv2d_backward, setup_context=save_for_conv2d)
 depthwise_conv2d.register_autocast("cpu", torch.bfloat16)
+depthwise_gradient.register_autograd(gradient_backward, setup_context=save_for_gradient)
 depthwise_weight_gradient.register_autograd(weight_gradient_backward, setup_context=save_for_weight_gradient)
 
 
@@ -149,6 +199,11 @@ def flop_count(shape: Sequence[int], kernel_size: int) -> int:
 @register_flop_formula(torch.ops.convnext.depthwise_conv2d)
 def _(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
     return flop_count(x_shape, weight_shape[-1])
+
+
+@register_flop_formula(torch.ops.convnext.depthwise_gradient)
+def _(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * flop_count(x_shape, weight_shape[-1])
 
 
 @register_flop_formula(torch.ops.convnext.depthwise_weight_gradient)

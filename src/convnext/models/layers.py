@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from convnext.kernels import add_branch as branch
 from convnext.kernels import bias_gelu, depthwise, layer_norm, mlp
-from convnext.kernels.choice import compute_dtype, is_fast
+from convnext.kernels.choice import SLOW_CONVOLUTIONS, compute_dtype, is_fast
 
-SLOW_CONVOLUTIONS = torch.backends.cpu.get_cpu_capability() == "AVX2"  # torch's are at its products' speed with AVX-512
 LEAST_VALUES = 200_000  # of a map whose patches are cut
 
 
