@@ -116,11 +116,16 @@ INLINE void forward_task(const Forward *p, int64_t task, Scratch own, const int 
         pack_row(own.packed, i, lines, p->x, (start + i) * s.inputs, s.inputs, s.padded_inputs, 1, bf16);
     for (int64_t first = 0; first < s.padded_hidden; first += s.chunk) {
         int64_t chunk = least(s.chunk, s.padded_hidden - first);
-        for (int64_t column = first; column < first + chunk; column += COLUMNS)
-            for (int64_t group = 0; group < groups; group++)
-                widen(own.packed + group * lines * ROWS * LINE, panel_of(p->panels1, column, s.padded_inputs, bf16),
-                      p->padded_bias1, p->hidden, p->past_caches, start + group * ROWS, column, s,
-                      own.inner + group * s.inner_lines * ROWS * LINE, column - first, bf16);
+        for (int64_t column = first; column < first + chunk; column += COLUMNS) {
+            const char *panel = panel_of(p->panels1, column, s.padded_inputs, bf16);
+            int64_t size = s.padded_inputs / (bf16 ? 2 : 1) * STEP;
+            for (int64_t group = 0; group < groups; group++) {
+                fetch_ahead(panel + size, size, group, groups);
+                widen(own.packed + group * lines * ROWS * LINE, panel, p->padded_bias1, p->hidden, p->past_caches,
+                      start + group * ROWS, column, s, own.inner + group * s.inner_lines * ROWS * LINE, column - first,
+                      bf16);
+            }
+        }
         multiply_chunk(own.inner, p->panels2, first, chunk, groups, s, s.padded_outputs, first ? NULL : p->padded_bias2,
                        own.sums, bf16);
     }

@@ -157,10 +157,13 @@ INLINE void backward_task(
         for (int64_t column = first; column < first + chunk; column += COLUMNS) {
             const char *panel = panel_of(p->panels2, column, s.padded_outputs, bf16);
             int64_t right = slot * p->right_size + (column / COLUMNS * steps + from / together) * STEP;
-            for (int64_t group = 0; group < groups; group++, right += ROWS / together * STEP)
+            int64_t size = s.padded_outputs / together * STEP;
+            for (int64_t group = 0; group < groups; group++, right += ROWS / together * STEP) {
+                fetch_ahead(panel + size, size, group, groups);
                 slope_group(own.packed + group * lines * ROWS * LINE, panel, p, start + group * ROWS, column,
                             p->slopes + right, p->gelus + right, own.inner + group * s.inner_lines * ROWS * LINE,
                             column - first, bf16);
+            }
         }
         multiply_chunk(own.inner, p->panels1, first, chunk, groups, s, s.padded_inputs, NULL, own.sums, bf16);
     }

@@ -52,6 +52,7 @@ INLINE void weight_panel(
     for (int64_t c = 0; c < channels; c += ROWS) {
         float *out = grad + c * stride + column;
         int64_t rows = least(ROWS, channels - c);
+        fetch_ahead(right + capacity * STEP, steps * STEP, c / ROWS, divide_up(channels, ROWS));
         for (int64_t row = 0; !is_first && row < rows; row++) __builtin_prefetch(out + row * stride, 1);
         Tile tile;
         int is_whole = rows == ROWS && width >= COLUMNS, add = is_whole && !is_first;
