@@ -140,12 +140,6 @@ INLINE const char *panel_of(const char *panels, int64_t column, int64_t depth, c
     return panels + column / COLUMNS * (depth / (bf16 ? 2 : 1)) * STEP;
 }
 
-// Fetch a share of what is multiplied with next into the second-level cache: `part` of `parts` of so many bytes.
-INLINE void fetch_ahead(const char *next, int64_t size, int64_t part, int64_t parts) {
-    for (int64_t at = size * part / parts / LINE * LINE; at < size * (part + 1) / parts; at += LINE)
-        __builtin_prefetch(next + at, 0, 2);
-}
-
 // sums[positions][.] += a chunk of hidden values times the rows of the second matrix from `first` on.
 INLINE void multiply_chunk(
     const char *inner, const char *panels, int64_t first, int64_t chunk, int64_t groups, Sizes s, int64_t width,

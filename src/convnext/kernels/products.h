@@ -293,10 +293,19 @@ static __attribute__((noinline)) void multiply_rows(
     }
 }
 
+// Fetch a share of what is multiplied with next into the second-level cache: `part` of `parts` of so many bytes.
+INLINE void fetch_ahead(const char *next, int64_t size, int64_t part, int64_t parts) {
+    for (int64_t at = size * part / parts / LINE * LINE; at < size * (part + 1) / parts; at += LINE)
+        __builtin_prefetch(next + at, 0, 2);
+}
+
 // The whole product of `positions` positions.
 static void product(const Product *p, int64_t positions, int precision) {
+    int64_t panel = COLUMNS * p->b_lines * per_line(precision) * right_bytes(precision);
+    int64_t size = COLUMNS * p->lines * per_line(precision) * right_bytes(precision), groups = divide_up(positions, ROWS);
     for (int64_t column = p->first; column < p->last; column += COLUMNS)
-        for (int64_t group = 0; group * ROWS < positions; group++) {
+        for (int64_t group = 0; group < groups; group++) {
+            fetch_ahead(p->b + (column / COLUMNS + 1) * panel, size, group, groups);
             int left = (int)least(ROWS, positions - group * ROWS), part = left < ROWS ? (int)least(7, left) : ROWS;
             multiply_rows(part, precision, p, group, 0, column);
             if (left > part) multiply_rows(left - part, precision, p, group, part, column);
