@@ -44,6 +44,7 @@ def test_memory_is_kept_once_kernels_run() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"CONVNEXT_KERNELS": "off"}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
 def test_memory_is_given_back(variables: dict[str, str]) -> None:
     assert faults(**variables) > 100
