@@ -1,3 +1,5 @@
+"""Memory that training keeps from step to step, counted in processes of their own, and its huge pages."""
+
 import os
 import subprocess
 import sys

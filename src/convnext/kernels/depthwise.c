@@ -56,7 +56,7 @@ static void pack_rows(
 }
 
 // sums[j] += x[row, w + j] * grad[row, w], over `rows` rows of `width` positions, for j < taps, a constant where inlined.
-static inline __attribute__((always_inline)) void add_taps(
+INLINE void add_taps(
     const int taps, float *sums, const float *x, const float *grad, int64_t padded_width, int64_t width, int64_t rows) {
     for (int lane = 0; lane < BLOCK; lane += LANES) {
         lanes sum[TAPS] = {0}; // not the sums so far: long sums lose digits
@@ -97,7 +97,7 @@ static void add_some_taps(
 
 // Input gradients of `count` positions of a row, a constant where inlined. `grad`: packed, from the position and row on
 // that meet the first tap; `taps`: of the kernel turned by 180 degrees, (k * k, BLOCK).
-static inline __attribute__((always_inline)) void turned_pixels(
+INLINE void turned_pixels(
     const int count, const float *grad, int64_t padded_width, const float *taps, int64_t k, void *out, int64_t at,
     int64_t left, Shape shape) {
     for (int lane = 0; lane < least(BLOCK, left); lane += LANES) {
