@@ -11,10 +11,11 @@ from convnext.study.report import write_report
 from convnext.study.run import run_study
 
 STEPS = ("move_up_depthwise", "kernel_7", "kernel_9")
+REFERENCE = "timm/test_vit"
 
 
 def small_plan(out: Path | None, **change: Any) -> Plan:
-    options: dict[str, Any] = {"steps": STEPS, "references": ["torchvision/resnet18"], "epochs": 1} | change
+    options: dict[str, Any] = {"steps": STEPS, "references": [REFERENCE], "epochs": 1} | change
     return make_plan(regime="micro", data="digits", out=out, **options)
 
 

@@ -15,6 +15,7 @@ from convnext.study.figure import draw
 from convnext.study.plan import make_plan
 from convnext.study.report import render_page
 from convnext.study.run import run_study
+from tests.study.conftest import REFERENCE
 
 
 class Page(HTMLParser):
@@ -59,7 +60,7 @@ def test_the_figure_shows_every_step(results: dict[str, Any]) -> None:
         assert f"{step['paper']['top1']:.2f}" in [text.get_text() for text in paper.texts]
     assert "paper" in paper.get_title()
     assert "paper" not in accuracy.get_title()
-    assert "resnet18" in [text.get_text() for text in bubbles.texts]
+    assert REFERENCE.removeprefix("timm/") in [text.get_text() for text in bubbles.texts]
     hatched = [patch for patch in accuracy.patches if isinstance(patch, Rectangle) and patch.get_hatch()]
     assert [patch.get_y() for patch in hatched] == [pytest.approx(1.6)]
 
@@ -87,7 +88,7 @@ def test_the_page_stands_alone(study_folder: Path, results: dict[str, Any]) -> N
     assert not re.findall(r"(?:src|href|url\()\s*=?\s*[\"']?https?:", text)
     heading, *rows = page.rows
     assert heading[1:4] == ["step", "params", "MACs"]
-    assert [row[1].strip() for row in rows] == ["Depthwise first", "Kernel 7x7", "Kernel 9x9", "torchvision/resnet18"]
+    assert [row[1].strip() for row in rows] == ["Depthwise first", "Kernel 7x7", "Kernel 9x9", REFERENCE]
     for row, step in zip(rows, results["steps"], strict=False):
         assert f"{step['top1_mean']:.2f}" in row[7]
         assert f"{step['paper']['gmacs']:.2f}" == row[-1].strip()

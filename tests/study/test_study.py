@@ -20,7 +20,7 @@ from convnext.study.results import noise
 from convnext.study.run import run_study
 from convnext.study.table import follow, table
 from tests.conftest import MakeFolder
-from tests.study.conftest import STEPS, small_plan
+from tests.study.conftest import REFERENCE, STEPS, small_plan
 
 
 def test_results_hold_the_contract(results: dict[str, Any], study_folder: Path) -> None:
@@ -43,7 +43,7 @@ def test_results_hold_the_contract(results: dict[str, Any], study_folder: Path) 
     assert (kernel_9["kept"], kernel_9["section"], kernel_9["title"]) == (False, "2.5", "Kernel 9x9")
     assert kernel_9["design"]["kernel_size"] == 9
     assert kernel_9["paper"] == {"top1": 80.57, "top1_std": 0.06, "gmacs": 4.21}
-    assert results["references"][0]["key"] == "torchvision/resnet18"
+    assert results["references"][0]["key"] == REFERENCE
     assert results["environment"]["versions"]["torch"]
 
 
@@ -78,12 +78,12 @@ def test_a_study_cut_off_in_a_training_goes_on(results: dict[str, Any], tmp_path
 def test_other_steps_and_references_join_a_study(study_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(study_folder, tmp_path / "copy")
     plan = small_plan(folder, steps=["resnet"], references=[])
-    assert [entry.key for entry in plan.entries] == ["resnet", *STEPS, "torchvision/resnet18"]
+    assert [entry.key for entry in plan.entries] == ["resnet", *STEPS, REFERENCE]
     plan.record()
     small_plan(folder, steps=["gelu"], references=[]).record()
     plan.record()  # planned before the other call was made
     keys = [entry.key for entry in small_plan(folder).entries]
-    assert keys == ["resnet", *STEPS, "gelu", "torchvision/resnet18"]
+    assert keys == ["resnet", *STEPS, "gelu", REFERENCE]
     trained = {update.entry.key for update in run_study(dataclasses.replace(plan, seeds=3)) if update.entry}
     assert trained == {"resnet"}
 

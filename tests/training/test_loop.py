@@ -1,7 +1,10 @@
 """The loop: it learns, repeats itself to the bit, goes on after a kill, and stops with a reason."""
 
 import dataclasses
+import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,13 +37,29 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return torch.load(folder / "last.pt", weights_only=True)["learner"]["model"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `TINY` that nothing disturbed, to look at."""
+    return train(TINY, tmp_path_factory.mktemp("whole") / "run").dir
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    return shutil.copytree(whole, tmp_path / "finished")
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert list(first) == list(second)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
-    run = train(TINY, tmp_path / "run")
+def test_a_run_leaves_everything_behind(finished: Path) -> None:
+    run = train(TINY, finished)
     names = [
         "best.safetensors",
         "classes.json",
@@ -67,7 +86,8 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
 
 def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(dataclasses.replace(TINY, seed=seed, mixup=0.2, cutmix=1.0, random_erasing=0.2), tmp_path / name)
+        recipe = dataclasses.replace(TINY, epochs=1, seed=seed, mixup=0.2, cutmix=1.0, random_erasing=0.2)
+        train(recipe, tmp_path / name)
     assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not torch.equal(weights(tmp_path / "a")["head.weight"], weights(tmp_path / "c")["head.weight"])
 
@@ -81,9 +101,8 @@ def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(tmp_path: Path) -
     ],
 )
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
-    tmp_path: Path, stop: str, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(TINY, tmp_path / "whole")
     if stop.startswith("in"):
         updates = training(TINY, tmp_path / "cut")
         for progress in updates:
@@ -96,7 +115,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
             with pytest.raises(KeyboardInterrupt):
                 train(TINY, tmp_path / "cut")
     run = train(TINY, tmp_path / "cut")
-    assert_equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert_equal(weights(tmp_path / "cut"), weights(whole))
     assert [metrics["epoch"] for metrics in run.metrics] == [1, 2]
 
 
@@ -125,19 +144,17 @@ train(Recipe(**{recipe.to_dict()!r}), {str(tmp_path / "run")!r})
     assert_equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    train(TINY, tmp_path)
-    before = (tmp_path / "last.pt").stat().st_mtime_ns
-    (progress,) = training(TINY, tmp_path)
+def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
+    before = (finished / "last.pt").stat().st_mtime_ns
+    (progress,) = training(TINY, finished)
     assert progress.epoch == 2
-    assert (tmp_path / "last.pt").stat().st_mtime_ns == before
+    assert (finished / "last.pt").stat().st_mtime_ns == before
 
 
-def test_another_recipe_or_other_files_are_refused(tmp_path: Path) -> None:
-    train(dataclasses.replace(TINY, epochs=1), tmp_path / "run")
+def test_another_recipe_or_other_files_are_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"another recipe \(lr is 0.006 there, 0.5 here\)"):
-        train(dataclasses.replace(TINY, epochs=1, lr=0.5), tmp_path / "run")
-    train(dataclasses.replace(TINY, epochs=1, workers=3), tmp_path / "run")  # the machine is no part of it
+        train(dataclasses.replace(TINY, lr=0.5), finished)
+    train(dataclasses.replace(TINY, workers=3), finished)  # the machine is no part of it
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="has files but no run"):
@@ -167,11 +184,10 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path, text: str, kind: type[Exce
         train(TINY, tmp_path)
 
 
-def test_a_finished_run_without_its_best_weights(tmp_path: Path) -> None:
-    train(dataclasses.replace(TINY, epochs=1), tmp_path)
-    (tmp_path / "best.safetensors").unlink()
+def test_a_finished_run_without_its_best_weights(finished: Path) -> None:
+    (finished / "best.safetensors").unlink()
     with pytest.raises(RunError, match=r"best\.safetensors is gone"):
-        train(dataclasses.replace(TINY, epochs=1), tmp_path)
+        train(TINY, finished)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -180,18 +196,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "recipe.json").exists()
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-    import os
-
-    train(dataclasses.replace(TINY, epochs=2), tmp_path / "whole")
-    real, synced = os.fsync, []
-
-    def full_after_the_first_epoch(descriptor: int) -> None:
-        synced.append(descriptor)
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_after_the_first_epoch(_: int) -> None:
         if (tmp_path / "run" / "last.pt").exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_after_the_first_epoch)
@@ -199,17 +209,18 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch:
             train(TINY, tmp_path / "run")
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["epoch"] == 1
     train(TINY, tmp_path / "run")
-    assert_equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert_equal(weights(tmp_path / "run"), weights(whole))
 
 
-def test_a_kill_between_checkpoint_and_log_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(TINY, tmp_path / "whole")
+def test_a_kill_between_checkpoint_and_log_loses_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "add_metrics", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             train(TINY, tmp_path / "cut")
     run = train(TINY, tmp_path / "cut")
-    assert [metrics["top1"] for metrics in run.metrics] == [metrics["top1"] for metrics in whole.metrics]
+    assert [metrics["top1"] for metrics in run.metrics] == [metrics["top1"] for metrics in log(whole)]
 
 
 def test_the_learning_rate_is_that_of_the_batch_there_is(tmp_path: Path) -> None:
@@ -224,19 +235,17 @@ def test_batch_norm_refuses_batches_of_one(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_log_cut_off_in_the_writing_is_mended(tmp_path: Path) -> None:
-    run = train(TINY, tmp_path)
-    log = tmp_path / "metrics.jsonl"
-    log.write_text(log.read_text() + '{"epoch": 3, "lo')
-    assert train(TINY, tmp_path).metrics == run.metrics
-    assert len(log.read_text().splitlines()) == 2
+def test_a_log_cut_off_in_the_writing_is_mended(whole: Path, finished: Path) -> None:
+    with (finished / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "lo')
+    assert train(TINY, finished).metrics == log(whole)
+    assert (finished / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    train(dataclasses.replace(TINY, epochs=1), tmp_path)
-    (tmp_path / "last.pt").write_bytes(b"damaged")
+def test_a_damaged_checkpoint_is_named(finished: Path) -> None:
+    (finished / "last.pt").write_bytes(b"damaged")
     with pytest.raises(RunError, match=r"cannot read .*last\.pt.*move it away"):
-        train(dataclasses.replace(TINY, epochs=1), tmp_path)
+        train(TINY, finished)
 
 
 def folder_recipe(data: Path, **change: Any) -> Recipe:
@@ -273,7 +282,7 @@ def test_unreadable_images_are_skipped_named_and_counted(make_folder: MakeFolder
     assert "skipped, cannot be read" in said[0]
     assert "train/cat/3.jpg" in said[0]
     assert "val/dog/1.jpg" in said[1]
-    (metrics,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (metrics,) = log(tmp_path / "run")
     assert (metrics["images"], metrics["unreadable"]) == (5, 2)
 
 
