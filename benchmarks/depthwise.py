@@ -57,7 +57,7 @@ def convolution_rows(precision: Precision, rounds: int) -> list[dict]:
         weight = torch.randn(channels, 1, KERNEL, KERNEL, dtype=DTYPES[precision], requires_grad=True)
         bias = torch.zeros(channels, dtype=DTYPES[precision], requires_grad=True)
         convolve = partial(F.conv2d, x, weight, bias, padding=KERNEL // 2, groups=channels)
-        outputs = {"ours": depthwise_conv2d(x, weight, bias), "torch": convolve()}
+        outputs = {"ours": depthwise_conv2d(x, weight, bias, 1), "torch": convolve()}
         flop = 2.0 * x.numel() * KERNEL**2
         where = f"{size}x{size}x{channels}"
         with torch.no_grad():

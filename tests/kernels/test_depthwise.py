@@ -1,5 +1,6 @@
 """The depthwise convolution: torch's output to the bit, and gradients against float64, on shapes that fit nothing."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,8 +48,8 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
 
 
-def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2, groups=weight.shape[0])
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "channels_last") -> list[Tensor]:
@@ -69,19 +70,25 @@ def error_of(value: Tensor | None, reference: Tensor | None) -> float:
     return (torch.linalg.norm(value.double() - reference) / torch.linalg.norm(reference).clamp_min(1e-30)).item()
 
 
-def check(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "channels_last", grad_layout: str = "same") -> None:
+def check(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: str = "channels_last",
+    grad_layout: str = "same",
+    stride: int = 1,
+) -> None:
     """Output to the bit, gradients against float64."""
     tensors = inputs(shape, dtype, layout)
     doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    output = depthwise_conv2d(*tensors)
-    expected = plain(*tensors)
+    output = depthwise_conv2d(*tensors, stride)
+    expected = plain(*tensors, stride)
     assert torch.equal(output, expected)
     assert output.stride() == expected.stride()
     grad = torch.randn_like(output)
     if grad_layout == "contiguous":
         grad = grad.contiguous()
     output.backward(grad)
-    plain(*doubles).backward(grad.double())
+    plain(*doubles, stride).backward(grad.double())
     for tensor, double in zip(tensors, doubles, strict=True):
         assert tensor.grad is not None
         assert tensor.grad.dtype == dtype
@@ -98,6 +105,15 @@ def test_output_and_gradients(shape: tuple[int, ...], dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 def test_other_layouts(layout: str, dtype: torch.dtype) -> None:
     check((2, 19, 9, 10, 7), dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize(
+    "shape", [(2, 19, 9, 10, 7), (3, 17, 8, 8, 5), (2, 8, 2, 3, 7), (2, 5, 1, 1, 3), (0, 8, 4, 4, 3)]
+)
+def test_at_a_stride(shape: tuple[int, ...], stride: int, dtype: torch.dtype) -> None:
+    check(shape, dtype, stride=stride)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -160,29 +176,30 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 def test_only_what_is_wanted(wanted: tuple[bool, ...]) -> None:
     tensors = inputs((2, 8, 6, 6, 3), torch.float32)
     tensors = [tensor.detach().requires_grad_(want) for tensor, want in zip(tensors, wanted, strict=True)]
-    depthwise_conv2d(*tensors).sum().backward()
+    depthwise_conv2d(*tensors, 1).sum().backward()
     assert [tensor.grad is not None for tensor in tensors] == list(wanted)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("biased", [True, False])
-def test_operators_keep_torchs_rules(dtype: torch.dtype, biased: bool) -> None:
+@pytest.mark.parametrize(("biased", "stride"), [(True, 1), (False, 2)])
+def test_operators_keep_torchs_rules(dtype: torch.dtype, biased: bool, stride: int) -> None:
     x, weight, bias = inputs((2, 5, 6, 7, 3), dtype)
-    torch.library.opcheck(depthwise_conv2d, (x, weight, bias if biased else None))
+    torch.library.opcheck(depthwise_conv2d, (x, weight, bias if biased else None, stride))
     torch.library.opcheck(depthwise_weight_gradient, (x, torch.randn_like(x), 3))
     torch.library.opcheck(depthwise_gradient, (x, weight, torch.randn_like(x).requires_grad_()))
 
 
-def test_gradients_of_gradients() -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_gradients(stride: int) -> None:
     tensors = inputs((2, 3, 5, 4, 3), torch.float64)
-    assert torch.autograd.gradgradcheck(depthwise_conv2d, tuple(tensors))
+    assert torch.autograd.gradgradcheck(partial(depthwise_conv2d, stride=stride), tuple(tensors))
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 3, 5), (4, 1, 4, 4), (4, 2, 3, 3), (5, 1, 3, 3)])
 def test_weights_of_another_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="k odd"):
-        depthwise_conv2d(torch.randn(1, 4, 8, 8), torch.randn(shape), None)
+        depthwise_conv2d(torch.randn(1, 4, 8, 8), torch.randn(shape), None, 1)
 
 
 def gradients(module: Any, x: Tensor, **options: Any) -> list[Tensor]:
@@ -202,9 +219,14 @@ def close(values: list[Tensor], references: list[Tensor], tolerance: float) -> b
 @needs_compiler
 @pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("way", ["eager", "compiled", "checkpointed"])
-def test_module_equals_torchs(way: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = DepthwiseConv2d(19, 7), torch.randn(2, 19, 9, 8).contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize(
+    ("way", "stride"), [("eager", 1), ("eager", 2), ("compiled", 1), ("compiled", 2), ("checkpointed", 1)]
+)
+def test_module_equals_torchs(way: str, stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = (
+        DepthwiseConv2d(19, 7, stride=stride),
+        torch.randn(2, 19, 9, 8).contiguous(memory_format=torch.channels_last),
+    )
     torch._dynamo.reset()
     # Inductor would take its time with code that is not of interest here.
     called = torch.compile(module, fullgraph=True, backend="aot_eager") if way == "compiled" else module
@@ -228,7 +250,7 @@ def test_module_is_torchs_where_nothing_is_gained(case: str, monkeypatch: pytest
     monkeypatch.setattr("convnext.kernels.depthwise.depthwise_conv2d", unexpected)
     if case != "small":
         monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
-    module, x = DepthwiseConv2d(4, 3), torch.randn(1, 4, 5, 5)
+    module, x = DepthwiseConv2d(4, 5), torch.randn(1, 4, 5, 5)
     if available() and case != "small":
         with pytest.raises(AssertionError):
             module(x)
@@ -237,10 +259,31 @@ def test_module_is_torchs_where_nothing_is_gained(case: str, monkeypatch: pytest
         assert module(x).shape == x.shape
 
 
+@needs_compiler
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize(
+    ("size", "side", "stride", "slow", "taken"),
+    [
+        (3, 5, 1, True, False),
+        (3, 2, 1, True, True),  # larger than the map
+        (5, 8, 1, True, True),
+        (5, 8, 2, True, True),
+        (3, 5, 1, False, True),
+        (5, 8, 2, False, False),
+    ],
+)
+def test_what_is_taken_where_torchs_convolutions_are_slow_and_where_they_are_not(
+    size: int, side: int, stride: int, slow: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthwise, "SLOW_CONVOLUTIONS", slow)
+    output = DepthwiseConv2d(4, size, stride=stride)(torch.randn(2, 4, side, side))
+    assert ("depthwise_conv2d" in type(output.grad_fn).__name__) == taken
+
+
 @pytest.mark.usefixtures("any_size")
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 def test_transforms_and_tracing_of_a_module_in_training() -> None:
-    module, x = DepthwiseConv2d(4, 3), torch.randn(2, 4, 6, 6)
+    module, x = DepthwiseConv2d(4, 5), torch.randn(2, 4, 6, 6)
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(module, parameters, (x,)).square().sum()
@@ -253,7 +296,7 @@ def test_transforms_and_tracing_of_a_module_in_training() -> None:
 
 @pytest.mark.usefixtures("any_size")
 def test_export_of_training_and_evaluation() -> None:
-    module, x = DepthwiseConv2d(4, 3), torch.randn(2, 4, 6, 6)
+    module, x = DepthwiseConv2d(4, 5), torch.randn(2, 4, 6, 6)
     for mode in (True, False):
         module.train(mode)
         exported = torch.export.export(module, (x,))

@@ -1,8 +1,9 @@
-"""The depthwise convolution (odd size, stride 1, padding that keeps the map's size) with a fast backward on the CPU.
+"""The depthwise convolution (odd size, padding that keeps the map's size at stride 1) with a fast backward on the CPU.
 
 Forward is torch's own, to the bit. The gradient with respect to the weight is the C code beside this file, in fp32 and
 bf16, where a compiler built it, and torch's own elsewhere. The one with respect to the input is a forward convolution
-with the kernel turned by 180 degrees: by the same C code where torch's is slow, else by torch.
+with the kernel turned by 180 degrees: by the same C code where torch's is slow, else by torch. At a stride, both are
+those of stride 1, of a gradient with zeros at the positions between.
 """
 
 import ctypes
@@ -19,17 +20,30 @@ from convnext.kernels.choice import NATIVE_DTYPES, SLOW_CONVOLUTIONS
 from convnext.kernels.memory import empty
 from convnext.kernels.native import call, library, vector
 
-LEAST_PRODUCTS = 2_000_000  # of a convolution; below, an operator written in Python takes longer than it saves
+# Of a convolution at stride 1; below, an operator written in Python takes longer than it saves.
+LEAST_PRODUCTS = 100_000 if SLOW_CONVOLUTIONS else 2_000_000
+
+
+def is_slow(x: Tensor, weight: Tensor, stride: int) -> bool:
+    """Whether torch's backward is slower here than this one; with AVX2 that depends on the kernel.
+
+    There a 3x3 is fast in torch on all but the smallest maps. A kernel that is larger than the map is slow, however
+    little there is to do: 18 ms for 7x7 over 96 maps of 96 channels, 2x2 (`docs/performance.md`).
+    """
+    if SLOW_CONVOLUTIONS:
+        return weight.shape[-1] > 3 or weight.shape[-1] > min(x.shape[2:])
+    return stride == 1
 
 
 @torch.library.custom_op("convnext::depthwise_conv2d", mutates_args=())
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``conv2d(x, weight, bias, padding=k // 2, groups=C)``; bf16 under autocast on the CPU.
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """``conv2d(x, weight, bias, stride, padding=k // 2, groups=C)``; bf16 under autocast on the CPU.
 
     Args:
         x: (N, C, H, W); fast in channels_last memory.
         weight: (C, 1, k, k), k odd.
         bias: (C).
+        stride: in both directions.
 
     Raises:
         UsageError: the weight is of another shape.
@@ -40,12 +54,12 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             f"a weight of {tuple(weight.shape)} for maps of {tuple(x.shape)}: needs (C, 1, k, k) with k odd and the "
             "maps' channels"
         )
-    return convolve(x, weight, bias)
+    return convolve(x, weight, bias, stride)
 
 
 @torch.library.custom_op("convnext::depthwise_gradient", mutates_args=())
 def depthwise_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients with respect to x, weight and bias, in the maps' dtype.
+    """The gradients of the convolution at stride 1 with respect to x, weight and bias, in the maps' dtype.
 
     The same to the bit for any number of threads.
 
@@ -114,10 +128,11 @@ def native_gradient(
     return weight_grad.to(x.dtype), bias_grad.to(x.dtype)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """torch's convolution with padding that keeps the map's size; autocast leaves this one alone."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
+    """torch's convolution with padding that keeps the map's size at stride 1; autocast leaves this one alone."""
     padding, channels = weight.shape[-1] // 2, weight.shape[0]
-    return torch.ops.aten.convolution.default(x, weight, bias, [1, 1], [padding] * 2, [1, 1], False, [0, 0], channels)
+    strides, paddings = [stride] * 2, [padding] * 2
+    return torch.ops.aten.convolution.default(x, weight, bias, strides, paddings, [1, 1], False, [0, 0], channels)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
@@ -125,9 +140,18 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return convolve(grad, weight.flip(2, 3))
 
 
+def spread(grad: Tensor, x: Tensor, stride: int) -> Tensor:
+    """The gradient of an output at a stride as that of the output at stride 1 that it was taken from: x's size."""
+    if stride == 1:
+        return grad
+    whole = torch.zeros_like(x, dtype=grad.dtype)
+    whole[:, :, ::stride, ::stride] = grad
+    return whole
+
+
 @depthwise_conv2d.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return convolve(x, weight, bias)
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    return convolve(x, weight, bias, stride)
 
 
 @depthwise_gradient.register_fake
@@ -142,23 +166,24 @@ def _(x: Tensor, grad: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:  # no
     return x.new_empty((channels, 1, kernel_size, kernel_size)), x.new_empty(channels)
 
 
-def save_for_conv2d(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:  # noqa: ARG001
+def save_for_conv2d(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:  # noqa: ARG001
     """Keep what :func:`conv2d_backward` needs."""
-    x, weight, _ = inputs
+    x, weight, _, ctx.stride = inputs
     ctx.save_for_backward(x, weight)
 
 
-def conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
     """Gradients with respect to x, weight and bias, each where it is wanted."""
     x, weight = ctx.saved_tensors
-    wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+    wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+    grad = spread(grad, x, ctx.stride)
     if not (wants_weight or wants_bias):
-        return input_gradient(grad, weight) if wants_x else None, None, None
+        return input_gradient(grad, weight) if wants_x else None, None, None, None
     if wants_x:
         x_grad, weight_grad, bias_grad = depthwise_gradient(x, weight, grad)
     else:
         x_grad, (weight_grad, bias_grad) = None, depthwise_weight_gradient(x, grad, weight.shape[-1])
-    return x_grad, weight_grad if wants_weight else None, bias_grad if wants_bias else None
+    return x_grad, weight_grad if wants_weight else None, bias_grad if wants_bias else None, None
 
 
 def save_for_gradient(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Any) -> None:  # noqa: ARG001
@@ -197,8 +222,8 @@ def flop_count(shape: Sequence[int], kernel_size: int) -> int:
 
 
 @register_flop_formula(torch.ops.convnext.depthwise_conv2d)
-def _(x_shape: Sequence[int], weight_shape: Sequence[int], *_: Any, **__: Any) -> int:
-    return flop_count(x_shape, weight_shape[-1])
+def _(_: Any, weight_shape: Sequence[int], *__: Any, out_shape: Sequence[int], **___: Any) -> int:
+    return flop_count(out_shape, weight_shape[-1])
 
 
 @register_flop_formula(torch.ops.convnext.depthwise_gradient)

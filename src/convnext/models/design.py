@@ -244,11 +244,9 @@ def downsampling(design: Design, in_channels: int, out_channels: int) -> nn.Sequ
 
 def spatial_convolution(design: Design, channels: int, stride: int, bias: bool) -> nn.Conv2d:
     """The block's convolution over positions, (N, channels, H, W) to (N, channels, H / stride, W / stride)."""
-    if design.depthwise and stride == 1:
-        return DepthwiseConv2d(channels, design.kernel_size, bias)
-    groups = channels if design.depthwise else 1
-    padding = design.kernel_size // 2
-    return nn.Conv2d(channels, channels, design.kernel_size, stride, padding, groups=groups, bias=bias)
+    if design.depthwise:
+        return DepthwiseConv2d(channels, design.kernel_size, bias, stride)
+    return nn.Conv2d(channels, channels, design.kernel_size, stride, design.kernel_size // 2, bias=bias)
 
 
 def norm2d(design: Design, channels: int) -> nn.Module:

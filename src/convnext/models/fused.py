@@ -243,9 +243,9 @@ def obstacle(block: Any, **parts: Any) -> str | None:
 def obstacle_in_depthwise(convolution: Any) -> str | None:
     """Why a convolution has no kernel."""
     if type(convolution) not in (DepthwiseConv2d, FusedDepthwiseConv2d):
-        if isinstance(convolution, nn.Conv2d) and convolution.groups > 1 and convolution.stride != (1, 1):
-            return "its depthwise convolution strides"
         return "its spatial convolution is not depthwise"
+    if convolution.stride != (1, 1):
+        return "its depthwise convolution strides"
     if convolution.kernel_size[0] not in KERNEL_SIZES or convolution.padding_mode != "zeros":
         return f"a depthwise convolution of {convolution.kernel_size[0]}x{convolution.kernel_size[0]} has no kernel"
     return "dwconv has hooks" if is_hooked(convolution) else None

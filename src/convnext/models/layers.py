@@ -13,7 +13,7 @@ from convnext.kernels import add_branch as branch
 from convnext.kernels import bias_gelu, depthwise, layer_norm, mlp
 from convnext.kernels.choice import SLOW_CONVOLUTIONS, compute_dtype, is_fast
 
-LEAST_VALUES = 200_000  # of a map whose patches are cut
+LEAST_VALUES = 10_000  # of a map whose patches are cut
 
 
 def to_nhwc(x: Tensor) -> Tensor:
@@ -56,19 +56,22 @@ class PointwiseLinear(nn.Linear):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution of odd size and stride 1 that keeps (N, C, H, W); trains faster on the CPU than torch's.
+    """A depthwise convolution of odd size, (N, C, H, W) to (N, C, H / stride, W / stride).
 
-    Its output, parameters and state dict are those of ``nn.Conv2d``, whose forward it is wherever it is not faster.
+    It trains faster on the CPU than torch's. Its output, parameters and state dict are those of ``nn.Conv2d``, whose
+    forward it is wherever it is not faster.
     """
 
-    def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True, stride: int = 1) -> None:
+        padding = kernel_size // 2
+        super().__init__(channels, channels, kernel_size, stride, padding, groups=channels, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        wanted = self.training and self.weight.requires_grad
+        stride = self.stride[0]
+        tensors, wanted = (input, self.weight), self.training and self.weight.requires_grad
         work, least = input.numel() * self.weight[0].numel(), depthwise.LEAST_PRODUCTS
-        if is_fast((input, self.weight), wanted=wanted, work=work, least=least):
-            return depthwise.depthwise_conv2d(input, self.weight, self.bias)
+        if is_fast(tensors, wanted=wanted, work=work, least=least) and depthwise.is_slow(*tensors, stride):
+            return depthwise.depthwise_conv2d(input, self.weight, self.bias, stride)
         return super().forward(input)
 
 
