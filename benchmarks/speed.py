@@ -9,6 +9,7 @@ rounds at least; after ``--seconds`` of them, by default a table's own, it begin
 """
 
 import argparse
+import itertools
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from result_files import processor_kind, write_rows
 
 from convnext.console import console_on
 from convnext.speed.benchmark import Benchmark
-from convnext.speed.case import CEILING
+from convnext.speed.case import CEILING, Case
 from convnext.speed.peers import PEERS
 from convnext.speed.plan import Network, Plan, choose_precisions, make_plan
 from convnext.speed.table import tables
@@ -33,13 +34,13 @@ class Table:
 
     Attributes:
         mode: inference or training.
-        batches: images at a time.
+        batches: images at a time; several take turns with each other.
         peers: whether other libraries' networks stand beside ours.
         scale: whether ResNet-50 does.
         precisions: those of them that the machine has; none of them for all that it has.
         compiled: whether torch.compile's settings are measured, which takes a minute more a row.
         settings: those that are measured; none of them for all.
-        seconds: after which a group, of a precision and batch, begins no further round.
+        seconds: after which the rows of a precision begin no further round.
     """
 
     mode: str
@@ -57,7 +58,7 @@ TABLES = {
     "training": Table("training", (8,), precisions=("bf16",), seconds=600),
     "inference": Table("inference", (16,)),
     "latency": Table("inference", (1,)),
-    "growth": Table("inference", (8, 16, 32, 64), peers=False, scale=False, settings=("optimized",), seconds=60),
+    "growth": Table("inference", (8, 16, 32, 64), peers=False, scale=False, settings=("optimized",), seconds=120),
     "training-growth": Table(
         "training",
         (8, 16, 32, 64),
@@ -65,7 +66,7 @@ TABLES = {
         scale=False,
         precisions=("bf16",),
         settings=("channels_last+kernels",),
-        seconds=30,
+        seconds=180,
     ),
 }
 # What each table has to reach: times as fast as the best peer setting, and the share of the ceiling, by precision.
@@ -95,7 +96,17 @@ def plan_of(table: Table, rounds: int, seconds: float | None) -> Plan:
         [case for case in group if case.library == CEILING or not table.settings or case.setting in table.settings]
         for group in plan.groups
     ]
-    return replace(plan, groups=chosen, least=LEAST_ROUNDS)
+    return replace(plan, groups=in_turns(chosen), least=LEAST_ROUNDS)
+
+
+def in_turns(groups: list[list[Case]]) -> list[list[Case]]:
+    """The groups of a precision as one, with one ceiling, so that batches take turns: a machine's speed changes."""
+    together: dict[str, list[Case]] = {}
+    for case in itertools.chain(*groups):
+        cases = together.setdefault(case.precision, [])
+        if not (case.library == CEILING and cases):
+            cases.append(case)
+    return list(together.values())
 
 
 def verdicts(name: str, document: dict[str, Any]) -> list[str]:

@@ -95,8 +95,8 @@ def share_of_ceiling(row: Row, ceilings: Iterable[Row], macs: int) -> float | No
 def growth(rows: Sequence[Row], shares: Iterable[float | None]) -> list[dict[str, Any]]:
     """How speed and memory go with the batch, for each row that was measured at several.
 
-    Batches do not take turns with each other, so that their speeds are compared as shares of the ceiling, which takes
-    turns with each.
+    Their speeds are compared as shares of the ceiling, which takes turns with each: batches need not take turns with
+    each other.
     """
     share_of = {id(row): share for row, share in zip(rows, shares, strict=True) if share is not None}
     found = []
