@@ -80,15 +80,15 @@ def check(
     """Output to the bit, gradients against float64."""
     tensors = inputs(shape, dtype, layout)
     doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    output = depthwise_conv2d(*tensors, stride)
-    expected = plain(*tensors, stride)
+    output = depthwise_conv2d(*tensors, stride=stride)
+    expected = plain(*tensors, stride=stride)
     assert torch.equal(output, expected)
     assert output.stride() == expected.stride()
     grad = torch.randn_like(output)
     if grad_layout == "contiguous":
         grad = grad.contiguous()
     output.backward(grad)
-    plain(*doubles, stride).backward(grad.double())
+    plain(*doubles, stride=stride).backward(grad.double())
     for tensor, double in zip(tensors, doubles, strict=True):
         assert tensor.grad is not None
         assert tensor.grad.dtype == dtype
