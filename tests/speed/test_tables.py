@@ -20,11 +20,14 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "setting"), [("growth", "optimized"), ("training-growth", "channels_last+kernels")])
-def test_growth_is_that_of_one_setting_beside_the_ceiling(speed: Any, name: str, setting: str) -> None:
+def test_batches_of_one_setting_take_turns_beside_one_ceiling(speed: Any, name: str, setting: str) -> None:
     plan = speed.plan_of(speed.TABLES[name], 15, None)
-    assert {group[0].batch for group in plan.groups} == {8, 16, 32, 64}
-    for ceiling, row in plan.groups:
-        assert (ceiling.library, row.library, row.setting, row.batch) == ("torch", "convnext", setting, ceiling.batch)
+    assert plan.groups
+    for ceiling, *rows in plan.groups:
+        assert (ceiling.library, ceiling.batch) == ("torch", 8)
+        assert [(row.library, row.setting) for row in rows] == [("convnext", setting)] * 4
+        assert [row.batch for row in rows] == [8, 16, 32, 64]
+        assert {row.precision for row in rows} == {ceiling.precision}
     assert (plan.least, plan.seconds) == (3, speed.TABLES[name].seconds)
     assert speed.plan_of(speed.TABLES[name], 15, 7).seconds == 7
 
