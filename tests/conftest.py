@@ -16,6 +16,9 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels for a GPU, on the processor; before triton loads
 
+from convnext.training import run
+from convnext.training.curves import write_curves
+
 MakeFolder = Callable[[dict[str, int]], Path]
 
 
@@ -30,6 +33,20 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_curves() -> Iterator[None]:
+    """Trainings in this process draw no curves, which takes as long as a small one; `curves` has them drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_curves", lambda *_: None)
+        yield
+
+
+@pytest.fixture
+def curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings leave their curves behind."""
+    monkeypatch.setattr(run, "write_curves", write_curves)
 
 
 @pytest.fixture

@@ -311,7 +311,7 @@ def losses(seed: int, fused: bool, steps: int) -> Tensor:
     for _ in range(steps):
         labels = torch.arange(4, device=DEVICE) % 2
         x = torch.randn(4, 3, 32, 32).to(DEVICE)
-        x[:, 0] += 0.15 * labels[:, None, None]
+        x[:, 0] += 0.3 * labels[:, None, None]
         loss = F.cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -322,8 +322,8 @@ def losses(seed: int, fused: bool, steps: int) -> Tensor:
 
 @pytest.mark.slow
 def test_training_follows_the_plain_one_within_the_noise_of_its_seeds() -> None:
-    plain = torch.stack([losses(seed, False, 200) for seed in range(4)]).unfold(1, 20, 20).mean(-1)  # (seeds, tens)
-    fused = losses(0, True, 200).unfold(0, 20, 20).mean(-1)
+    plain = torch.stack([losses(seed, False, 80) for seed in range(4)]).unfold(1, 20, 20).mean(-1)  # (seeds, 4)
+    fused = losses(0, True, 80).unfold(0, 20, 20).mean(-1)
     noise = plain.std(0).mean()
     assert plain[:, -1].mean() < 0.8 * plain[:, 0].mean()  # something is learned
     assert 0 < (fused - plain[0]).abs().mean() < noise

@@ -87,8 +87,14 @@ def test_axes(epochs: int) -> None:
     assert all(0 <= tick <= 100 for tick in accuracy.get_yticks())
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 12, 300, 600])
-@pytest.mark.parametrize("title", [TITLE, "timm/" + "deit_tiny_distilled_patch16_224 " * 4, "a $ of_{ folder"])
+@pytest.mark.parametrize(
+    ("epochs", "title"),
+    [
+        *((epochs, TITLE) for epochs in (1, 2, 12, 300, 600)),
+        (12, "timm/" + "deit_tiny_distilled_patch16_224 " * 4),
+        (300, "a $ of_{ folder"),
+    ],
+)
 def test_texts_do_not_overlap_and_stay_inside(epochs: int, title: str) -> None:
     figure = draw(metrics(epochs, averaged=True), title)
     canvas = FigureCanvasAgg(figure)

@@ -58,6 +58,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.usefixtures("curves")
 def test_a_run_leaves_everything_behind(finished: Path) -> None:
     run = train(TINY, finished)
     names = [

@@ -181,7 +181,10 @@ def test_the_name_map_gives_the_same_network(model: str) -> None:
         pytest.param("convnext_small", 0.4, 0.8, marks=pytest.mark.slow),
     ],
 )
-def test_twenty_steps_equal_a_plain_loop(model: str, drop_path: float, layer_decay: float, tmp_path: Path) -> None:
+def test_twenty_steps_equal_a_plain_loop(
+    model: str, drop_path: float, layer_decay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVNEXT_KERNELS", "off")  # they round differently, which AdamW enlarges where gradients vanish
     data = write_pictures(tmp_path / "images")
     seed_everything(SEED)
     ours = convnext.create_model(model, num_classes=CLASSES)

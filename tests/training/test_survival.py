@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import multiprocessing
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,30 +117,38 @@ except ConvNeXtError as error:
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_checkpoint(folder: Path, after: int, process: subprocess.Popen[str]) -> None:
+def train_with_forked_readers(recipe: Recipe, folder: Path) -> None:
+    """Train in a process of a fork server, whose own reading processes are forked as in any other process."""
+    multiprocessing.set_start_method("fork", force=True)
+    train(recipe, folder)
+
+
+def wait_for_checkpoint(folder: Path, after: int, is_running: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not (folder / "last.pt").exists() or (folder / "last.pt").stat().st_mtime_ns <= after:
         assert time.monotonic() < deadline
-        if process.poll() is not None:
+        if not is_running():
             return
         time.sleep(0.005)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a start a kill, on a processor that other tests share
 def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
     """Killed (-9) at random moments of training, checkpointing, evaluation and start, with a reading process."""
     long = recipe(data, epochs=40, workers=1)
     moments, killed, last = random.Random(0), 0, 0
     train(long, tmp_path / "whole")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["convnext.training.run", "timm.data"])  # once, rather than at each start
     while killed < 20:
-        process = start(long, tmp_path / "killed")
+        process = context.Process(target=train_with_forked_readers, args=(long, tmp_path / "killed"))
+        process.start()
         if moments.random() < 0.9:  # else while it starts
-            wait_for_checkpoint(tmp_path / "killed", last, process)
+            wait_for_checkpoint(tmp_path / "killed", last, process.is_alive)
         time.sleep(moments.uniform(0, 0.5))
-        assert process.poll() is None, "the training ended before it was killed twenty times: give it more epochs"
+        assert process.is_alive(), "the training ended before it was killed twenty times: give it more epochs"
         process.kill()
-        process.communicate()
+        process.join()
         killed += 1
         if (tmp_path / "killed" / "last.pt").exists():
             last = (tmp_path / "killed" / "last.pt").stat().st_mtime_ns
@@ -152,7 +162,7 @@ def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
 def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Path, name: str) -> None:
     long, folder = recipe(data, epochs=200, workers=1, checkpoint_minutes=60), tmp_path / "run"
     process = start(long, folder)
-    wait_for_checkpoint(folder, 0, process)
+    wait_for_checkpoint(folder, 0, lambda: process.poll() is None)
     time.sleep(0.3)
     process.send_signal(getattr(signal, name))
     _, said = process.communicate(timeout=60)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from convnext.errors import KernelsWarning, RunError
-from convnext.files import user_cache, write_atomically
+from convnext.files import replacing, user_cache
 from convnext.kernels import enabled
 from convnext.kernels.memory import keep_memory
 
@@ -162,7 +162,7 @@ def built(compiler: list[str], name: str, options: tuple[str, ...] = ()) -> Path
     """
     path = library_path(compiler, name, options)
     if not path.exists():
-        with tempfile.TemporaryDirectory() as folder:
+        with replacing(path) as write, tempfile.TemporaryDirectory() as folder:
             linked = Path(folder) / "linked.so"
             objects = {source: str(Path(folder) / f"{source}.o") for source in SOURCES[name]}
             commands = [
@@ -172,7 +172,7 @@ def built(compiler: list[str], name: str, options: tuple[str, ...] = ()) -> Path
             with ThreadPoolExecutor() as threads:
                 list(threads.map(run, commands))
             run([*compiler, "-shared", *objects.values(), "-o", str(linked)])
-            write_atomically(path, linked.read_bytes())
+            write(linked.read_bytes())
     return path
 
 
