@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError, printable
@@ -36,8 +37,9 @@ class Opened:
 
     def build(self) -> nn.Module:
         """The network with these weights, in evaluation mode."""
-        model = self.architecture.build()
-        model.load_state_dict(self.weights, strict=False)
+        with torch.device("meta"):  # initial values would be overwritten
+            model = self.architecture.build()
+        model.to_empty(device="cpu").load_state_dict(self.weights)
         norm = model.get_submodule("norm")
         assert isinstance(norm, nn.LayerNorm)
         norm.eps = self.description.norm_eps or norm.eps
