@@ -323,7 +323,7 @@ def test_slips_leave_no_folder(tmp_path: Path, change: dict[str, Any], message: 
     [
         pytest.param("torchvision/resnet18", marks=pytest.mark.slow),
         "timm/test_vit",
-        "convnextv2_atto",
+        pytest.param("convnextv2_atto", marks=pytest.mark.slow),
         pytest.param("convnext_atto", marks=pytest.mark.slow),
     ],
 )

@@ -95,7 +95,12 @@ def test_a_long_block_keeps_its_ends() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["convnextv2_atto", "convnext_isotropic_small", "roadmap_micro/separate_downsampling", "torchvision/googlenet"],
+    [
+        "convnextv2_atto",
+        "convnext_isotropic_small",
+        "roadmap_micro/separate_downsampling",
+        pytest.param("torchvision/googlenet", marks=pytest.mark.slow),
+    ],
 )
 def test_boxes_do_not_overlap_and_texts_fit_their_boxes(name: str) -> None:
     figure = draw_architecture(architecture(name))

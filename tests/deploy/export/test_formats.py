@@ -148,6 +148,7 @@ def test_aoti_in_int8(run: Path, tmp_path: Path) -> None:
             convnext.load(exported.path)
 
 
+@pytest.mark.slow
 def test_bf16_in_a_program_is_bf16(run: Path, tmp_path: Path) -> None:
     exported = convnext.export(run, "torch", precision="bf16", out=tmp_path / "a.pt2")
     program = torch.export.load(exported.path)
