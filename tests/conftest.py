@@ -16,10 +16,20 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels for a GPU, on the processor; before triton loads
 
+from convnext.files import user_cache
 from convnext.training import run
 from convnext.training.curves import write_curves
 
 MakeFolder = Callable[[dict[str, int]], Path]
+
+
+def use_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Take a folder for the user's cache, empty but for the kernels that are built."""
+    kernels = user_cache("kernels")
+    kernels.mkdir(parents=True, exist_ok=True)
+    patch.setenv("XDG_CACHE_HOME", str(folder))
+    user_cache("kernels").parent.mkdir(parents=True)
+    user_cache("kernels").symlink_to(kernels)
 
 
 @pytest.fixture(autouse=True)

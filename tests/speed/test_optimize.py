@@ -17,18 +17,15 @@ from convnext.speed import job, optimize
 from convnext.speed.candidates import Candidate, Form
 from convnext.speed.job import Job, for_job
 from convnext.training.machine import has_cpu_bf16
+from tests.conftest import use_cache
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty memory of choices, the kernels beside it as they are built; rounds of one."""
-    cache = convnext.files.user_cache("kernels")
-    cache.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "cache/convnext").mkdir(parents=True)
-    (tmp_path / "cache/convnext/kernels").symlink_to(cache)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    """An empty memory of choices; rounds of one."""
+    use_cache(tmp_path / "cache", monkeypatch)
     monkeypatch.setattr(optimize, "ROUNDS", 1)
 
 

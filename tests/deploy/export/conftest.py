@@ -12,6 +12,7 @@ from convnext.data import load_data
 from convnext.training.checkpoint import RunFolder
 from convnext.training.network import build
 from convnext.training.recipe import Recipe
+from tests.conftest import use_cache
 
 RECIPE = Recipe(
     data="digits", model="roadmap_micro/separate_downsampling", image_size=32, stem_stride=4, augment="none"
@@ -56,7 +57,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache for these tests alone: which files were exported here is kept in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("XDG_CACHE_HOME", str(folder))
+        use_cache(folder, patch)
         yield folder
 
 
