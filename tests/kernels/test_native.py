@@ -12,7 +12,6 @@ from convnext.errors import KernelsWarning, UsageError
 from convnext.kernels import enabled, native
 from convnext.kernels.native import available, library
 
-QUICKLY = ("-O0",)  # options of a compiler whose code is not run
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")
 
 GRADIENT = """
@@ -54,6 +53,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This process with an empty cache of its own, as if it had not looked for a library yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(native, "OPTIONS", (*native.OPTIONS, "-O0"))  # compiled quickly: the code is not run
     native._library.cache_clear()
     return tmp_path
 
@@ -102,7 +102,7 @@ def test_compiler_that_fails(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @needs_compiler
 def test_next_compiler_where_the_first_fails(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", f"{program(fresh, 'broken', 'exit 1')} -pipe")
-    assert native.opened("training", QUICKLY).convnext_layer_norm
+    assert library() is not None
 
 
 def test_compiler_that_makes_no_library(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_cache_that_cannot_be_written_to(fresh: Path, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_another_compiler_has_a_file_of_its_own(fresh: Path) -> None:
     (plain,) = native.compilers()[:1]
-    assert native.built(plain, "training", QUICKLY) != native.built([*plain, "-DOTHER"], "training", QUICKLY)
+    assert native.built(plain, "training") != native.built([*plain, "-DOTHER"], "training")
     assert len(list((fresh / "cache" / "convnext" / "kernels").iterdir())) == 2
 
 

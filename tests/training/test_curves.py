@@ -87,12 +87,13 @@ def test_axes(epochs: int) -> None:
     assert all(0 <= tick <= 100 for tick in accuracy.get_yticks())
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 12, 300, 600])
 @pytest.mark.parametrize(
-    ("epochs", "title"),
+    "title",
     [
-        *((epochs, TITLE) for epochs in (1, 2, 12, 300, 600)),
-        (12, "timm/" + "deit_tiny_distilled_patch16_224 " * 4),
-        (300, "a $ of_{ folder"),
+        TITLE,
+        pytest.param("timm/" + "deit_tiny_distilled_patch16_224 " * 4, marks=pytest.mark.slow),
+        pytest.param("a $ of_{ folder", marks=pytest.mark.slow),
     ],
 )
 def test_texts_do_not_overlap_and_stay_inside(epochs: int, title: str) -> None:

@@ -174,17 +174,17 @@ def test_the_name_map_gives_the_same_network(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "drop_path", "layer_decay"),
-    [
-        pytest.param("convnext_atto", 0.1, 1.0, marks=pytest.mark.slow),
-        pytest.param("convnext_tiny", 0.1, 1.0, marks=pytest.mark.slow),
-        pytest.param("convnext_small", 0.4, 0.8, marks=pytest.mark.slow),
+    ("model", "drop_path", "layer_decay", "kernels"),
+    [  # in large networks the kernels' rounding is enlarged by AdamW where gradients vanish
+        pytest.param("convnext_atto", 0.1, 1.0, "on", marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", 0.1, 1.0, "off", marks=pytest.mark.slow),
+        pytest.param("convnext_small", 0.4, 0.8, "off", marks=pytest.mark.slow),
     ],
 )
 def test_twenty_steps_equal_a_plain_loop(
-    model: str, drop_path: float, layer_decay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, drop_path: float, layer_decay: float, kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CONVNEXT_KERNELS", "off")  # they round differently, which AdamW enlarges where gradients vanish
+    monkeypatch.setenv("CONVNEXT_KERNELS", kernels)
     data = write_pictures(tmp_path / "images")
     seed_everything(SEED)
     ours = convnext.create_model(model, num_classes=CLASSES)
