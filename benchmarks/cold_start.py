@@ -18,8 +18,8 @@ from result_files import write_rows
 from sklearn.datasets import load_sample_image
 
 from convnext.data import FileImages, ImageData
+from convnext.training.build import build
 from convnext.training.checkpoint import RunFolder
-from convnext.training.network import build
 from convnext.training.recipe import Recipe
 
 CLASSES = tuple(f"class {number}" for number in range(1000))

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from result_files import processor_kind, write_rows
 
-from convnext.kernels.depthwise import depthwise_conv2d, depthwise_weight_gradient, plain_weight_gradient
-from convnext.kernels.native import available
-from convnext.speed.case import Precision
-from convnext.speed.ceiling import DTYPES
-from convnext.speed.clock import alternate, quartiles, times_as_fast
-from convnext.speed.plan import choose_precisions
+from convnext.accelerate.clock import alternate, quartiles, times_as_fast
+from convnext.accelerate.cpu.depthwise import depthwise_conv2d, depthwise_weight_gradient, plain_weight_gradient
+from convnext.accelerate.cpu.native import available
+from convnext.benchmark.benchmark_plan import choose_precisions
+from convnext.benchmark.case import Precision
+from convnext.benchmark.ceiling import DTYPES
 
 BATCH = 8
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 from result_files import write_rows
 
 from convnext.training.checkpoint import RunFolder
-from convnext.training.loop import training
+from convnext.training.fit import training
 from convnext.training.recipes import digits
 
 NETWORKS = (digits().model, "torchvision/resnet18")

@@ -33,7 +33,7 @@ from convnext.errors import RunError, UsageError
 from convnext.models.convnext import ConvNeXt
 from convnext.weights import load_weights
 from convnext.weights.layouts import LAYOUTS
-from convnext.weights.opening import open_weights
+from convnext.weights.weights_file import open_weights
 
 SECONDS, MEMORY = 10, 256 << 20  # an input's
 Maker = Callable[[random.Random], bytes]

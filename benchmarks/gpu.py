@@ -33,11 +33,11 @@ from result_files import write_rows
 from torch import nn
 
 import convnext
+from convnext.accelerate.clock import quartiles, seconds_of
+from convnext.accelerate.folding import folded
+from convnext.benchmark.peak_memory import PeakMemory
+from convnext.benchmark.settings import Call, Setting, inference, training
 from convnext.errors import reason
-from convnext.speed.clock import quartiles, seconds_of
-from convnext.speed.fold import folded
-from convnext.speed.memory import PeakMemory
-from convnext.speed.settings import Call, Setting, inference, training
 
 START = time.perf_counter()
 TOY = "--toy" in sys.argv

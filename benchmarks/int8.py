@@ -25,11 +25,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import convnext
-from convnext.speed.clock import alternate, quartiles, times_as_fast
-from convnext.speed.fold import folded
-from convnext.speed.fused import FusedNetwork
-from convnext.speed.int8 import agreement, quantize
-from convnext.training.machine import has_cpu_bf16
+from convnext.accelerate.clock import alternate, quartiles, times_as_fast
+from convnext.accelerate.cpu.fused_network import FusedNetwork
+from convnext.accelerate.folding import folded
+from convnext.accelerate.int8 import agreement, quantize
+from convnext.device import has_cpu_bf16
 
 Forward = Callable[[Tensor], Tensor]
 BATCH, SIZE = 16, 224

@@ -26,9 +26,9 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
 from convnext.data import FileImages
-from convnext.data.batches import Batches
-from convnext.data.encoded import open_picture
-from convnext.data.transforms import MEAN, STD, allow_posterize_to_nothing
+from convnext.data.augmentation import MEAN, STD, allow_posterize_to_nothing
+from convnext.data.decoding import open_picture
+from convnext.data.loader import Batches
 
 ROUND, BATCH, SIZE = 200, 50, 224
 TIMM = ("timm create_loader, RandAugment, float32", "timm create_loader, RandAugment, bytes")

@@ -27,12 +27,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import convnext
+from convnext.accelerate.clock import seconds_of
+from convnext.benchmark.benchmark_plan import choose_precisions
+from convnext.benchmark.case import Precision
+from convnext.benchmark.ceiling import matrix_products
 from convnext.environment import environment
-from convnext.figures import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, write_figure
-from convnext.speed.case import Precision
-from convnext.speed.ceiling import matrix_products
-from convnext.speed.clock import seconds_of
-from convnext.speed.plan import choose_precisions
+from convnext.plotting import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, write_figure
 
 CPU = torch.device("cpu")
 DOCS = Path(__file__).parents[1] / "docs"

@@ -42,7 +42,7 @@ class Load:
 
 def predict_rate(run: str, paths: list[str]) -> float:
     """Images a second of predict, without the time that it takes to load."""
-    from convnext.deploy.classifier import open_classifier
+    from convnext.inference.classifier import open_classifier
 
     classifier = open_classifier(run, "cpu")
     start = time.perf_counter()

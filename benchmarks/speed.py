@@ -16,13 +16,13 @@ from typing import Any
 
 from result_files import processor_kind, write_rows
 
+from convnext.benchmark.benchmark_plan import Network, Plan, choose_precisions, make_plan
+from convnext.benchmark.benchmark_table import tables
+from convnext.benchmark.case import CEILING, Case
+from convnext.benchmark.comparison import Benchmark
+from convnext.benchmark.peers import PEERS
 from convnext.console import console_on
-from convnext.speed.benchmark import Benchmark
-from convnext.speed.case import CEILING, Case
-from convnext.speed.peers import PEERS
-from convnext.speed.plan import Network, Plan, choose_precisions, make_plan
-from convnext.speed.table import tables
-from convnext.training.machine import choose_device
+from convnext.device import choose_device
 
 NETWORK, SCALE = "convnext_tiny", "torchvision/resnet50"
 LEAST_ROUNDS = 3

@@ -17,12 +17,12 @@ from result_files import processor_kind, write_rows
 from torch import Tensor, nn
 
 import convnext
-from convnext.kernels.native import available
+from convnext.accelerate.clock import alternate, quartiles, times_as_fast
+from convnext.accelerate.cpu.native import available
+from convnext.benchmark.benchmark_plan import choose_precisions
+from convnext.benchmark.case import Precision
+from convnext.benchmark.ceiling import flop_of_image, matrix_products
 from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, add_branch, add_mlp, linear_gelu
-from convnext.speed.case import Precision
-from convnext.speed.ceiling import flop_of_image, matrix_products
-from convnext.speed.clock import alternate, quartiles, times_as_fast
-from convnext.speed.plan import choose_precisions
 
 BATCH = 8
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width

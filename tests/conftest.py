@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 from convnext.files import user_cache
 from convnext.training import run
 from convnext.training.curves import write_curves
+from tests.runs import make_run  # noqa: F401
 
 MakeFolder = Callable[[dict[str, int]], Path]
 

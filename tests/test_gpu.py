@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import convnext
-from convnext.training.machine import autocast_for
+from convnext.device import autocast_for
 from convnext.training.recipes import digits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import convnext
-from convnext.figures import render
-from convnext.study.figure import draw
+from convnext.plotting import render
+from convnext.study.study_figure import draw
 from convnext.training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]

@@ -7,20 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext.deploy.classifier import Classifier, Prediction, load
-    from convnext.deploy.evaluate import Evaluation, evaluate
-    from convnext.deploy.explain.explanations import Explanation, explain
-    from convnext.deploy.export.export import Exported, export
+    from convnext.accelerate.gpu.fusion import Fusion, fuse, unfuse
+    from convnext.accelerate.search import Optimized, optimize
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
+    from convnext.evaluate.evaluation import Evaluation, evaluate
+    from convnext.explain.explanations import Explanation, explain
+    from convnext.export.exporting import Exported, export
+    from convnext.inference.classifier import Classifier, Prediction, load
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
-    from convnext.models.fusion import Fusion, fuse, unfuse
-    from convnext.speed.optimize import Optimized, optimize
-    from convnext.training.choice import recipe_for
     from convnext.training.recipe import Recipe
+    from convnext.training.recipe_choice import recipe_for
     from convnext.training.run import Run, train
-    from convnext.weights.create import create_model
-    from convnext.weights.load import Loaded, load_weights
+    from convnext.weights.loading import Loaded, load_weights
+    from convnext.weights.pretrained import create_model
     from convnext.weights.saving import Saved, save_weights
 
 __version__ = "0.1.0"
@@ -63,10 +63,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "convnext.deploy.classifier": ("Classifier", "Prediction", "load"),
-    "convnext.deploy.evaluate": ("Evaluation", "evaluate"),
-    "convnext.deploy.export.export": ("Exported", "export"),
-    "convnext.deploy.explain.explanations": ("Explanation", "explain"),
+    "convnext.inference.classifier": ("Classifier", "Prediction", "load"),
+    "convnext.evaluate.evaluation": ("Evaluation", "evaluate"),
+    "convnext.export.exporting": ("Exported", "export"),
+    "convnext.explain.explanations": ("Explanation", "explain"),
     "convnext.errors": (
         "ConvNeXtError",
         "KernelsWarning",
@@ -77,13 +77,13 @@ _HOMES = {
     ),
     "convnext.models": ("Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
-    "convnext.models.fusion": ("Fusion", "fuse", "unfuse"),
-    "convnext.speed.optimize": ("Optimized", "optimize"),
+    "convnext.accelerate.gpu.fusion": ("Fusion", "fuse", "unfuse"),
+    "convnext.accelerate.search": ("Optimized", "optimize"),
     "convnext.training.recipe": ("Recipe",),
-    "convnext.training.choice": ("recipe_for",),
+    "convnext.training.recipe_choice": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),
-    "convnext.weights.create": ("create_model",),
-    "convnext.weights.load": ("Loaded", "load_weights"),
+    "convnext.weights.pretrained": ("create_model",),
+    "convnext.weights.loading": ("Loaded", "load_weights"),
     "convnext.weights.saving": ("Saved", "save_weights"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from convnext.study.plan import Plan, make_plan
 from convnext.study.report import write_report
-from convnext.study.run import run_study
+from convnext.study.runner import run_study
 
 STEPS = ("move_up_depthwise", "kernel_7", "kernel_9")
 REFERENCE = "timm/test_vit"

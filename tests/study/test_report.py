@@ -10,11 +10,11 @@ import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from convnext.figures import render
-from convnext.study.figure import draw
+from convnext.plotting import render
 from convnext.study.plan import make_plan
 from convnext.study.report import render_page
-from convnext.study.run import run_study
+from convnext.study.runner import run_study
+from convnext.study.study_figure import draw
 from tests.study.conftest import REFERENCE
 
 

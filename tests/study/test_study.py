@@ -13,12 +13,12 @@ from rich.console import Console
 
 import convnext
 from convnext.errors import DivergedError, RunError, UsageError
-from convnext.study import run as study_run
+from convnext.study import runner as study_run
 from convnext.study.plan import Plan, make_plan
 from convnext.study.report import render_page
 from convnext.study.results import noise
-from convnext.study.run import run_study
-from convnext.study.table import follow, table
+from convnext.study.runner import run_study
+from convnext.study.study_table import follow, table
 from tests.conftest import MakeFolder
 from tests.study.conftest import REFERENCE, STEPS, small_plan
 

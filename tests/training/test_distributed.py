@@ -17,8 +17,8 @@ from torch import Tensor
 
 from convnext.errors import UsageError
 from convnext.training.distributed import Processes
+from convnext.training.fit import training
 from convnext.training.learner import Learner
-from convnext.training.loop import training
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import small
 from convnext.training.run import train

@@ -10,12 +10,12 @@ import torch
 from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from torch import Tensor, nn
 
+from convnext import device as machine
+from convnext.device import autocast_for
 from convnext.errors import UsageError
-from convnext.training import machine
+from convnext.training.build import build
 from convnext.training.distributed import Processes
 from convnext.training.learner import Learner
-from convnext.training.machine import autocast_for
-from convnext.training.network import build
 from convnext.training.objective import Objective
 from convnext.training.recipe import Recipe
 

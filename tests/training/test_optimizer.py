@@ -8,8 +8,8 @@ from torch import nn
 
 import convnext
 from convnext.errors import UsageError
+from convnext.training.build import blocks
 from convnext.training.layer_groups import layer_groups
-from convnext.training.network import blocks
 from convnext.training.optimizer import adamw, decayed_parameters, learning_rate, parameter_groups
 from convnext.training.recipe import Recipe
 

@@ -22,9 +22,9 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 import convnext
-from convnext.data.order import TrainingOrder
+from convnext.data.sampling import TrainingOrder
 from convnext.randomness import seed_everything
-from convnext.training.loop import training
+from convnext.training.fit import training
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import paper_1k
 

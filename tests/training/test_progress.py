@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from convnext.training.loop import Progress
+from convnext.training.fit import Progress
 from convnext.training.progress import describe, show_training
 
 UNDER_WAY = Progress(

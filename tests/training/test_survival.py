@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from convnext.errors import DivergedError, RunError
+from convnext.training.fit import training
 from convnext.training.learner import Learner
-from convnext.training.loop import training
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import small
 from convnext.training.run import train
-from convnext.training.signals import PreemptedError
+from convnext.training.stop_signals import PreemptedError
 from tests.conftest import MakeFolder
 
 
@@ -270,6 +270,6 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
 def test_images_that_are_not_finite_are_told_from_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convnext.data.batches.Batches.prepare", lambda _, batch, __: batch.images / 0)
+    monkeypatch.setattr("convnext.data.loader.Batches.prepare", lambda _, batch, __: batch.images / 0)
     with pytest.raises(DivergedError, match="the images themselves are not finite"):
         train(recipe(data), tmp_path / "run")

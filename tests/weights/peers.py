@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from convnext.models.convnext import VARIANTS, ConvNeXt
-from convnext.weights.opening import open_weights
 from convnext.weights.saving import LayoutName, convert
+from convnext.weights.weights_file import open_weights
 
 STAGED = [name for name, builder in VARIANTS.items() if builder.func is ConvNeXt]  # pyright: ignore[reportFunctionMemberAccess]
 TORCHVISION = ["convnext_tiny", "convnext_small", "convnext_base", "convnext_large"]

@@ -12,7 +12,7 @@ import convnext
 from convnext.errors import UsageError
 from convnext.models.convnext import VARIANTS, ConvNeXt, IsotropicConvNeXt
 from convnext.weights.layouts import LAYOUTS, SPARSE, TORCHVISION, to_official
-from convnext.weights.opening import open_weights
+from convnext.weights.weights_file import open_weights
 from tests.weights.peers import PEERS, STAGED, Peer, build_transformers, logits, randomize, round_trip
 
 SMALL = ("convnext_atto", "convnextv2_atto")  # and torchvision's smallest, for the suite that runs often

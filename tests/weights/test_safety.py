@@ -24,7 +24,7 @@ import convnext
 from convnext.errors import RunError, UsageError
 from convnext.weights import load_weights
 from convnext.weights.layouts.official import SPARSE
-from convnext.weights.opening import open_weights
+from convnext.weights.weights_file import open_weights
 from tests.weights.hostile import LAUGHS, document, tensor, tiny, whole, write_safetensors, write_zip
 
 Write = Callable[[Path], Any]

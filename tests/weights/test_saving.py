@@ -16,8 +16,8 @@ import convnext
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError
 from convnext.models.convnext import ConvNeXt
-from convnext.weights.opening import open_weights
 from convnext.weights.saving import convert
+from convnext.weights.weights_file import open_weights
 from tests.weights.peers import logits, randomize
 
 CLASSES = ("daisy", "rose", "tulip")

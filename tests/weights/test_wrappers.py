@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from convnext.models.convnext import ConvNeXt
 from convnext.weights.layouts import OFFICIAL, TIMM, TIMM_CONV_MLP, TORCHVISION, TRANSFORMERS
 from convnext.weights.layouts.rules import Layout
-from convnext.weights.opening import open_weights
 from convnext.weights.torch_files import WRAPPERS
+from convnext.weights.weights_file import open_weights
 
 AROUND = ("module.", "_orig_mod.")
 BEFORE = ("backbone.", "visual.trunk.", "student.", "encoder.", "model.", "convnext.", "a.b.c.")

@@ -7,18 +7,18 @@ from typing import Any
 
 import tyro
 
-from convnext.cli.benchmark import benchmark
-from convnext.cli.convert import convert
-from convnext.cli.evaluate import evaluate
-from convnext.cli.explain import explain
-from convnext.cli.export import export
-from convnext.cli.models import models
-from convnext.cli.predict import predict
-from convnext.cli.recipes import recipes
-from convnext.cli.roadmap import roadmap
-from convnext.cli.serve import serve
-from convnext.cli.speech import note, speaks
-from convnext.cli.train import TrainArguments, parse_train, train
+from convnext.cli.benchmark_command import benchmark
+from convnext.cli.convert_command import convert
+from convnext.cli.evaluate_command import evaluate
+from convnext.cli.explain_command import explain
+from convnext.cli.export_command import export
+from convnext.cli.models_command import models
+from convnext.cli.options import note, speaks
+from convnext.cli.predict_command import predict
+from convnext.cli.recipes_command import recipes
+from convnext.cli.roadmap_command import roadmap
+from convnext.cli.serve_command import serve
+from convnext.cli.train_command import TrainArguments, parse_train, train
 from convnext.errors import ConvNeXtError, UsageError
 
 INTERRUPTED = 130

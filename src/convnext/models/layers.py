@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.kernels import add_branch as branch
-from convnext.kernels import bias_gelu, depthwise, layer_norm, mlp
-from convnext.kernels.choice import SLOW_CONVOLUTIONS, compute_dtype, is_fast
+from convnext.accelerate.cpu import add_branch as branch
+from convnext.accelerate.cpu import bias_gelu, depthwise, layer_norm, mlp
+from convnext.accelerate.eligibility import SLOW_CONVOLUTIONS, compute_dtype, is_fast
 
 LEAST_VALUES = 10_000  # of a map whose patches are cut
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from convnext.data import load_data
+from convnext.device import choose_device
 from convnext.errors import ConvNeXtError, UsageError, unknown_name
 from convnext.files import is_vacant, read_json, write_json
 from convnext.models import is_reference, roadmap
 from convnext.models.cost import Cost, cost
 from convnext.models.roadmap import Step
-from convnext.training.machine import choose_device
-from convnext.training.network import build
+from convnext.training.build import build
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import from_scratch
 from convnext.training.run import data_name

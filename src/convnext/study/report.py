@@ -6,10 +6,10 @@ from typing import Any
 
 import jinja2
 
-from convnext.figures import write_figure
 from convnext.files import write_atomically
+from convnext.plotting import write_figure
 from convnext.quantities import duration, per_second, quantity, spread
-from convnext.study.figure import draw
+from convnext.study.study_figure import draw
 
 
 def write_report(results: dict[str, Any], folder: Path) -> Path:

@@ -16,12 +16,12 @@ from torch import Tensor
 from convnext.data import ImageData
 from convnext.environment import environment
 from convnext.errors import DivergedError, RunError, UsageError
-from convnext.evaluation import gather
 from convnext.files import append_line, is_vacant, read_json, write_atomically, write_json
+from convnext.training.build import preprocessing_of
 from convnext.training.distributed import Processes
 from convnext.training.learner import Learner
 from convnext.training.meter import Meter
-from convnext.training.network import preprocessing_of
+from convnext.training.metrics import gather
 from convnext.training.recipe import Recipe
 from convnext.weights.reading import BEST
 

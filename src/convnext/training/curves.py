@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from convnext.figures import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, write_figure
+from convnext.plotting import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, write_figure
 
 POINTS = 40  # up to so many epochs, each is a point on the line
 

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
-from convnext.training.network import blocks
+from convnext.training.build import blocks
 
 MIDDLE_GROUPS = 9  # of the paper's 12 groups, those of the third stage: its 27 blocks in threes
 

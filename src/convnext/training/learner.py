@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from convnext.device import autocast_for
 from convnext.errors import UsageError
+from convnext.training.build import build, checkpoint_blocks, fuse_blocks, smallest_batch, statistics_kept
 from convnext.training.distributed import Processes
-from convnext.training.machine import autocast_for
-from convnext.training.network import build, checkpoint_blocks, fuse_blocks, smallest_batch, statistics_kept
 from convnext.training.objective import Objective
 from convnext.training.optimizer import adamw
 from convnext.training.recipe import Recipe

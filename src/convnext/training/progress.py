@@ -9,7 +9,7 @@ from rich.progress import Progress as RichProgress
 
 from convnext.console import PLAIN_SECONDS, console_on, say, say_warnings
 from convnext.quantities import duration
-from convnext.training.loop import Progress
+from convnext.training.fit import Progress
 
 BAR_WIDTH = 16
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convnext.accelerate.cpu.heap import give_back
 from convnext.errors import RunError
-from convnext.kernels.memory import give_back
 from convnext.training.checkpoint import RunFolder
 from convnext.training.curves import write_curves
 from convnext.training.distributed import joined
-from convnext.training.loop import Progress, training
+from convnext.training.fit import Progress, training
+from convnext.training.logging import check_trackers, open_trackers
 from convnext.training.progress import show_training, show_warnings
 from convnext.training.recipe import Recipe
-from convnext.training.tracking import check_trackers, open_trackers
 
 TRACK_EVERY = 10  # steps between two records of the loss within an epoch
 

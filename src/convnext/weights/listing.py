@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from convnext.errors import unknown_name
-from convnext.weights.fetch import at_hand
+from convnext.weights.hub import at_hand
 from convnext.weights.published import DATA, ROWS
 
 WIDE = 110  # characters a line that have room for what the tags mean in every row

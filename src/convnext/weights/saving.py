@@ -18,9 +18,9 @@ from convnext.weights import config_timm, config_transformers
 from convnext.weights.architecture import Architecture, architecture_of
 from convnext.weights.description import Description, default_preprocessing
 from convnext.weights.layouts import TIMM, TIMM_CONV_MLP, TORCHVISION, TRANSFORMERS, to_official
-from convnext.weights.load import check_fit
-from convnext.weights.opening import Opened
+from convnext.weights.loading import check_fit
 from convnext.weights.reading import SUFFIXES, TORCH_SUFFIXES
+from convnext.weights.weights_file import Opened
 
 LayoutName = Literal["official", "timm", "torchvision", "transformers"]
 TORCHVISION_BUILDERS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")

@@ -1,0 +1,1 @@
+"""Operations in C for the CPU, each beside its plain reference."""

@@ -1,0 +1,82 @@
+"""`convnext benchmark`."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from convnext.cli.options import names, print_json, whole_numbers
+
+
+def benchmark(
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")] = ("convnext_tiny",),
+    against: str = "",
+    mode: str = "inference",
+    batch: str = "16",
+    precision: str = "auto",
+    image_size: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    rounds: int = 10,
+    seconds: float = 60,
+    race: bool = True,
+    compile: bool = True,
+    trust: bool = False,
+    json: bool = False,
+) -> None:
+    """Measure how fast networks run on this machine, in every setting, against other libraries' and the machine's own
+    matrix products.
+
+    Every row has a process of its own; they take turns, round by round, and one that another setting of the same
+    network clearly beats ends early. Images a second are medians; the ceiling is what matrix products alone would
+    allow; peak memory is the process's (a GPU's: what torch allocates on it).
+
+    Args:
+        models: names of `convnext models`, references such as torchvision/resnet50, runs, weights files or exported
+            files.
+        against: libraries whose same network to measure as well, separated by commas: timm,torchvision,transformers.
+        mode: inference, training (forward, backward, AdamW), or inference,training.
+        batch: images at a time; several, separated by commas, show how speed and memory grow.
+        precision: fp32, bf16, or auto for all that the device computes in.
+        image_size: pixels a side; the network's own by default, 224 for random weights.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        threads: of each process, pinned to as many processors; one for each core by default.
+        rounds: turns of a row, at most.
+        seconds: begin no further round later than this; for each mode, batch and precision.
+        race: end settings of a network that another clearly beats, so that time is left for those that may be fastest.
+        compile: try torch.compile as well, which takes up to a minute for each network, library and precision.
+        trust: open a .pt2 file that was not exported here as well, though it can run any code.
+        json: print the figures as one JSON document on stdout.
+    """
+    from convnext.benchmark.benchmark_plan import make_plan
+    from convnext.benchmark.benchmark_table import tables
+    from convnext.benchmark.comparison import Benchmark
+    from convnext.benchmark.measured import measured_network
+    from convnext.console import console_on, say
+
+    plan = make_plan(
+        [measured_network(name, trust) for name in dict.fromkeys(models)],
+        against=names(against),
+        modes=names(mode),
+        precisions=[] if precision == "auto" else names(precision),
+        batches=whole_numbers("batch", batch),
+        image_size=image_size,
+        device=device,
+        threads=threads,
+        race=race,
+        compiled=compile,
+        rounds=rounds,
+        seconds=seconds,
+    )
+    run = Benchmark(plan)
+
+    def show() -> None:
+        print_json(run.document()) if json else console_on(sys.stdout).print(tables(run.document()))
+
+    try:
+        for line in run.run():
+            say(line, console_on(sys.stderr))
+    except KeyboardInterrupt:
+        show()
+        raise KeyboardInterrupt("Interrupted. What was measured until then is on stdout.") from None
+    show()

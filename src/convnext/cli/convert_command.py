@@ -1,0 +1,50 @@
+"""`convnext convert`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from convnext.cli.options import note, print_json
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")],
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    layout: Literal["official", "timm", "torchvision", "transformers"] = "official",
+    json: bool = False,
+) -> None:
+    """Write a ConvNeXt's weights in the layout of another library, with classes and preprocessing where it takes them.
+
+    Values and precision stay as they are. What the source is written in, its names tell.
+
+    Args:
+        source: a run's folder; a weights file (.safetensors, .pth, .pt, .bin) of the authors, timm, OpenCLIP,
+            torchvision or transformers; or a folder as timm or transformers save it.
+        out: a file, .safetensors, .pth, .pt or .bin. For transformers a folder; for timm either.
+        layout: the library's layout to write; official is the authors' and this package's.
+        json: print what was done as JSON on stdout.
+    """
+    from convnext.console import console_on, say_warnings
+    from convnext.weights.saving import convert as write
+    from convnext.weights.weights_file import open_weights
+
+    opened = open_weights(source)
+    saved = write(opened, out, layout)
+    say_warnings((*opened.notes, *saved.notes), console_on(sys.stderr))
+    if json:
+        print_json(
+            {
+                "source": str(opened.path),
+                "from": opened.layout,
+                "to": layout,
+                "model": opened.architecture.name,
+                "classes": opened.architecture.num_classes,
+                "files": [str(path) for path in saved.paths],
+                "opens_with": saved.opens_with,
+            }
+        )
+        return
+    note(f"{opened.architecture.name} from {opened.layout} to {layout}: {', '.join(map(str, saved.paths))}")
+    note(f"Opens with: {saved.opens_with}")

@@ -1,0 +1,73 @@
+"""`convnext serve`."""
+
+import sys
+
+from tyro.conf import Positional
+
+from convnext.cli.options import note
+from convnext.errors import UsageError
+
+
+def serve(
+    run: Positional[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    top: int = 5,
+    device: str = "auto",
+    max_batch: int = 16,
+    max_wait_ms: float = 2,
+    max_bytes: int = 32 * 2**20,
+    max_pixels: int = 64_000_000,
+    max_files: int = 32,
+    queue: int = 128,
+    timeout: float = 30,
+    trust: bool = False,
+) -> None:
+    """Serve a trained network: a page to drop pictures on, and POST /predict for programs.
+
+    The page is at /, a description of the API at /docs, figures for Prometheus at /metrics. SIGTERM (status 0) and
+    Ctrl-C (status 130) finish what is under way. Nothing that comes in is written to a disk.
+
+    Args:
+        run: a run's folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the
+            authors' published weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
+        host: the address to listen on; 0.0.0.0 for all of this machine's: whoever reaches it may use it.
+        port: the port to listen on; 0 for any that is free.
+        top: classes to name for each picture, where a request does not say how many.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
+        max_batch: images that the network is given at a time.
+        max_wait_ms: milliseconds that an image waits for others to form a batch with.
+        max_bytes: of a request's body; more is answered with 413.
+        max_pixels: of a picture, width times height; more is answered with 422, before anything is decoded.
+        max_files: of a request; more are answered with 422.
+        queue: images of all requests that are under way; more are answered with 429.
+        timeout: seconds for a request; then it is answered with 503.
+        trust: open a .pt2 file that was not exported here as well, though it can run any code.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import httptools  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"serving needs {error.name}: pip install 'convnext[serve]'") from error
+    from convnext.console import console_on, say_warnings
+    from convnext.inference.classifier import open_classifier
+    from convnext.serve.limits import Limits
+    from convnext.serve.server import address_of, bind, is_local, serve
+    from convnext.serve.service import Service
+
+    limits = Limits(max_batch, max_wait_ms, max_bytes, max_pixels, max_files, queue, timeout)
+    bound = bind(host, port)
+    try:
+        classifier = open_classifier(run, device, trust)
+        say_warnings(classifier.notes, console_on(sys.stderr))
+        if not is_local(bound):
+            say_warnings(
+                [f"whoever reaches {host} may use this server, it asks for no password"], console_on(sys.stderr)
+            )
+        service = Service(classifier, limits, top, note)
+        serve(service, bound, lambda: note(f"Serving {run}: {address_of(bound)}  (Ctrl-C stops)"))
+    finally:
+        bound.close()

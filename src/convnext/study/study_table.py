@@ -1,0 +1,110 @@
+"""The study as a table on the terminal: live while it runs, whole at the end; plain lines elsewhere."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from convnext.console import say, say_warnings, table_of
+from convnext.quantities import duration, per_second, quantity, spread
+from convnext.study.runner import Update
+from convnext.training.progress import describe
+
+REFRESH_SECONDS = 0.25
+LEGEND = "* side branch: the path goes on from another step\npaper: ImageNet-1K, 224 px"
+
+
+def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
+    """Follow a study to its end on ``console``; returns its results."""
+    results: dict[str, Any] = {}
+    drawn = 0.0
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        for update in updates:
+            results = update.results
+            say_warnings(update.warnings, console)
+            ended = update.entry is not None and update.progress is None
+            if console.is_terminal and (ended or time.monotonic() - drawn > REFRESH_SECONDS):
+                live.update(table(results, state(update)), refresh=True)
+                drawn = time.monotonic()
+            elif ended and not console.is_terminal:
+                say(ended_line(update), console)
+    return results
+
+
+def state(update: Update) -> str:
+    """What is under way, in two lines below the table."""
+    counter = f"{counted(update)} trainings done{left(update)}" if update.total else ""
+    if update.entry is None or update.progress is None:
+        return counter
+    return f"{counter}\n{update.entry.key}, seed {update.seed}: {describe(update.progress)}"
+
+
+def ended_line(update: Update) -> str:
+    """The training that has just ended, in a line."""
+    assert update.entry is not None
+    outcome = f"top-1 {update.top1:.2f} %" if update.top1 is not None else "failed"
+    return f"{counted(update)}  {update.entry.key:22} seed {update.seed}  {outcome}{left(update)}"
+
+
+def counted(update: Update) -> str:
+    """How many trainings are done, of how many."""
+    return f"{update.done:3} of {'at most ' if update.limited else ''}{update.total}"
+
+
+def left(update: Update) -> str:
+    """The time that is left, where it is known."""
+    return "" if update.seconds_left is None else f", {duration(update.seconds_left)} left"
+
+
+def table(results: dict[str, Any], caption: str = "") -> Table:
+    """The results as a table: cost, speed, accuracy, and the paper's figures in columns of their own."""
+    trained = any(row["top1"] for row in [*results["steps"], *results["references"]])
+    size, data = results["image_size"], results["data"]
+    view = table_of(
+        Text(f"ResNet to ConvNeXt, regime {results['regime']}: {data}, {results['num_classes']} classes, {size} px"),
+        caption=Text("\n".join(filter(None, [LEGEND, caption]))),
+        caption_justify="left",
+    )
+    view.add_column("step", no_wrap=True)
+    ours = ("params", "MACs", "img/s", "top-1 %") if trained else ("params", "MACs", "acts", "img/s")
+    theirs = ("paper %",) if trained else ("paper %", "paper GMACs")
+    for name in ours:
+        view.add_column(name, justify="right", no_wrap=True)
+    for name in theirs:
+        view.add_column(name, justify="right", style="dim", no_wrap=True)
+    for row in results["steps"]:
+        key = row["key"] + ("" if row["kept"] else " *")
+        view.add_row(key, *figures(row, trained), *paper_figures(row["paper"])[: len(theirs)])
+    if results["references"]:
+        view.add_section()
+    for row in results["references"]:
+        view.add_row(row["key"], *figures(row, trained))
+    return view
+
+
+def figures(row: dict[str, Any], trained: bool) -> tuple[str, ...]:
+    """A row's own figures: cost, speed, and accuracy or activations."""
+    cost, speed = (quantity(row["params"]), quantity(row["macs"])), per_second(row["images_per_second"])
+    if not trained:
+        return *cost, quantity(row["activations"]), speed
+    return *cost, speed, spread(row["top1_mean"], row["top1_std"]) if row["top1"] else ""
+
+
+def paper_figures(paper: dict[str, Any]) -> tuple[str, str]:
+    """The paper's accuracy and multiply-accumulates."""
+    return spread(paper["top1"], paper["top1_std"]), f"{paper['gmacs']:.2f}"
+
+
+def family_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows of :func:`convnext.models.family.family` for a terminal."""
+    table = Table(title=f"one image of {rows[0]['image_size']} px, 1000 classes")
+    table.add_column("model")
+    for name in ("params", "MACs", "activations"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *(quantity(row[name]) for name in ("params", "macs", "activations")))
+    return table

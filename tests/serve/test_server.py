@@ -1,0 +1,220 @@
+"""Servers on sockets: what a client may do to them there, and how a socket comes about."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from convnext.errors import RunError, UsageError
+from convnext.serve import bodies, connection
+from convnext.serve.server import address_of, bind, is_local
+from tests.serve.conftest import COLOURS, RUNNING, Gated, MakeServer, MakeService, picture
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+PART = b'--b\r\nContent-Disposition: form-data; name="f"; filename="x"\r\n\r\n'
+
+
+@contextmanager
+def connected(port: int) -> Iterator[socket.socket]:
+    """A connection, with a time limit on all that is done with it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=15) as open_socket:
+        yield open_socket
+
+
+def received(open_socket: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    answer = b""
+    try:
+        while piece := open_socket.recv(65536):
+            answer += piece
+    except ConnectionResetError:
+        pass
+    return answer
+
+
+def test_many_clients_at_once(make_server_on_a_port: MakeServer) -> None:
+    port, names = make_server_on_a_port(), [*COLOURS] * 20
+
+    def ask(name: str) -> str:
+        return client.post("/predict", files={"f": picture(name)}).json()[0]["label"]
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client, ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, names)) == names
+
+
+def test_a_chunked_body_is_counted_as_it_comes(make_server_on_a_port: MakeServer) -> None:
+    port = make_server_on_a_port(max_bytes=100_000)
+
+    def body(count: int) -> Iterator[bytes]:
+        yield PART + picture()
+        for _ in range(count):
+            yield bytes(1000)
+        yield b"\r\n--b--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    address = f"http://127.0.0.1:{port}/predict"
+    assert httpx.post(address, content=body(10), headers=headers).status_code == 200
+    answer = httpx.post(address, content=body(3000), headers=headers)
+    assert answer.status_code == 413
+    assert "100,000 bytes" in answer.json()["error"]
+
+
+def test_a_body_shorter_than_announced_is_given_up(
+    make_server_on_a_port: MakeServer, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "LINGER_SECONDS", 0.1)
+    service = make_service(timeout=0.5)
+    port = make_server_on_a_port(service=service)
+    with connected(port) as client:
+        client.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    with connected(port) as client:
+        client.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + PART)
+    deadline = time.monotonic() + 10
+    while service.admission.images or service.admission.bytes:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_body_longer_than_announced_is_malformed(make_server_on_a_port: MakeServer) -> None:
+    body = PART + picture() + b"\r\n--b--\r\n"
+    with connected(make_server_on_a_port()) as client:
+        client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + b"more than that\r\n\r\n")
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"error": "invalid HTTP request received"}
+
+
+def test_nothing_is_read_of_what_is_announced_too_large(make_server_on_a_port: MakeServer) -> None:
+    with connected(make_server_on_a_port(max_bytes=1000)) as client:
+        client.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 100000000\r\n\r\n")
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_refused_client_that_goes_on_sending_gets_its_answer(
+    make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "LINGER_SECONDS", 10)
+    with connected(make_server_on_a_port(max_bytes=1000)) as client:
+        client.sendall(HEAD + b"Content-Length: 5000000\r\n\r\n" + bytes(5_000_000))
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_who_dawdles_is_cut_off(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    port = make_server_on_a_port()
+    for beginning in (b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"\r\n\r\n"):
+        start = time.monotonic()
+        with connected(port) as client:
+            client.sendall(beginning)
+            answer = received(client)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].startswith("no request within")
+        assert 0.2 < time.monotonic() - start < 5
+
+
+def test_drop_by_drop_is_no_way_around(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    with connected(make_server_on_a_port()) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        start = time.monotonic()
+        client.settimeout(0.1)
+        answer = b""
+        while not answer and time.monotonic() - start < 10:
+            try:
+                client.sendall(b"\r\n")  # which begins no request
+                answer = client.recv(65536)
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_endless_headers(make_server_on_a_port: MakeServer) -> None:
+    with connected(make_server_on_a_port()) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        with pytest.raises(OSError):  # noqa: PT011, PT012  # a reset or a broken pipe, by chance
+            for number in range(10_000):
+                client.sendall(b"X-%d: %s\r\n" % (number, b"x" * 1000))
+                time.sleep(0.0005)
+
+
+def test_too_many_connections(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "most_connections", lambda: 2)
+    port = make_server_on_a_port()
+    with connected(port), connected(port):
+        time.sleep(0.1)
+        with connected(port) as third:
+            assert received(third).startswith(b"HTTP/1.1 503 ")
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+
+
+def test_an_answer_that_is_not_fetched(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection ends, and with it what it held."""
+    monkeypatch.setattr(connection, "FETCH_SECONDS", 0.3)
+    lost = threading.Event()
+    before = connection.Connection.connection_lost
+    monkeypatch.setattr(
+        connection.Connection, "connection_lost", lambda self, error: (lost.set(), before(self, error))[1]
+    )
+    port = make_server_on_a_port()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        client.connect(("127.0.0.1", port))
+        for _ in range(400):  # more answers than the sockets hold
+            client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert lost.wait(15)
+
+
+def test_a_stop_finishes_what_is_under_way(make_server_on_a_port: MakeServer, make_service: MakeService) -> None:
+    model = Gated()
+    service = make_service(model)
+    port = make_server_on_a_port(service=service)
+    model.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"http://127.0.0.1:{port}/predict", files={"f": picture("green")}, timeout=20)
+        assert model.entered.wait(10)
+        RUNNING[port].should_exit = True  # as a signal does
+        with pytest.raises(ConnectionRefusedError):  # noqa: PT012
+            for _ in range(500):
+                with connected(port):
+                    time.sleep(0.02)
+        assert not asked.done()
+        model.gate.set()
+        assert asked.result().json()[0]["label"] == "green"
+
+
+def test_sockets_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--port is 70000, needs 0"):
+        bind("127.0.0.1", 70_000)
+    with pytest.raises(UsageError, match=r"--host 'no\.such\.host\.invalid' is unknown"):
+        bind("no.such.host.invalid", 0)
+    with pytest.raises(UsageError, match="no address of this machine"):
+        bind("192.0.2.1", 0)
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        with pytest.raises(RunError, match=r"port \d+ of 127\.0\.0\.1 is in use: stop what uses it"):
+            bind("127.0.0.1", taken.getsockname()[1])
+
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", denied)
+    with pytest.raises(RunError, match="port 80 is not to be had without more rights: take one from 1024 on"):
+        bind("127.0.0.1", 80)
+
+
+def test_addresses() -> None:
+    with bind("0.0.0.0", 0) as everywhere, bind("127.0.0.1", 0) as here:
+        assert address_of(everywhere) == f"http://127.0.0.1:{everywhere.getsockname()[1]}/"
+        assert (is_local(everywhere), is_local(here)) == (False, True)
