@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from result_files import processor_kind, write_rows
 
-from convnext.accelerate.clock import alternate, quartiles, times_as_fast
-from convnext.accelerate.cpu.depthwise import depthwise_conv2d, depthwise_weight_gradient, plain_weight_gradient
-from convnext.accelerate.cpu.native import available
+from convnext.acceleration.clock import alternate, quartiles, times_as_fast
+from convnext.acceleration.cpu.depthwise import depthwise_conv2d, depthwise_weight_gradient, plain_weight_gradient
+from convnext.acceleration.cpu.native import available
 from convnext.benchmark.benchmark_plan import choose_precisions
 from convnext.benchmark.case import Precision
 from convnext.benchmark.ceiling import DTYPES

@@ -30,9 +30,9 @@ from result_files import processor_kind, write_rows
 from sklearn.datasets import load_sample_image
 
 import convnext
-from convnext.accelerate.clock import alternate, quartiles, times_as_fast
+from convnext.acceleration.clock import alternate, quartiles, times_as_fast
 from convnext.errors import ConvNeXtError
-from convnext.export.formats import FORMATS
+from convnext.exporting.formats import FORMATS
 from convnext.training.recipes import digits
 
 NETWORKS = ("convnext_tiny", "convnextv2_atto")

@@ -33,8 +33,8 @@ from result_files import write_rows
 from torch import nn
 
 import convnext
-from convnext.accelerate.clock import quartiles, seconds_of
-from convnext.accelerate.folding import folded
+from convnext.acceleration.clock import quartiles, seconds_of
+from convnext.acceleration.folding import folded
 from convnext.benchmark.peak_memory import PeakMemory
 from convnext.benchmark.settings import Call, Setting, inference, training
 from convnext.errors import reason

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext.accelerate.gpu import depthwise_operator as depthwise
-from convnext.accelerate.gpu import mlp_operator as mlp
-from convnext.accelerate.gpu.linear_operator import linear_add, linear_gelu_squares
-from convnext.accelerate.gpu.patches_operator import cut, norm_patches
+from convnext.acceleration.gpu import depthwise_operator as depthwise
+from convnext.acceleration.gpu import mlp_operator as mlp
+from convnext.acceleration.gpu.linear_operator import linear_add, linear_gelu_squares
+from convnext.acceleration.gpu.patches_operator import cut, norm_patches
 
 KERNEL = 7
 

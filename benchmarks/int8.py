@@ -25,10 +25,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import convnext
-from convnext.accelerate.clock import alternate, quartiles, times_as_fast
-from convnext.accelerate.cpu.fused_network import FusedNetwork
-from convnext.accelerate.folding import folded
-from convnext.accelerate.int8 import agreement, quantize
+from convnext.acceleration.clock import alternate, quartiles, times_as_fast
+from convnext.acceleration.cpu.fused_network import FusedNetwork
+from convnext.acceleration.folding import folded
+from convnext.acceleration.int8 import agreement, quantize
 from convnext.device import has_cpu_bf16
 
 Forward = Callable[[Tensor], Tensor]

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import convnext
-from convnext.accelerate.clock import seconds_of
+from convnext.acceleration.clock import seconds_of
 from convnext.benchmark.benchmark_plan import choose_precisions
 from convnext.benchmark.case import Precision
 from convnext.benchmark.ceiling import matrix_products

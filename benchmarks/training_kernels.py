@@ -17,8 +17,8 @@ from result_files import processor_kind, write_rows
 from torch import Tensor, nn
 
 import convnext
-from convnext.accelerate.clock import alternate, quartiles, times_as_fast
-from convnext.accelerate.cpu.native import available
+from convnext.acceleration.clock import alternate, quartiles, times_as_fast
+from convnext.acceleration.cpu.native import available
 from convnext.benchmark.benchmark_plan import choose_precisions
 from convnext.benchmark.case import Precision
 from convnext.benchmark.ceiling import flop_of_image, matrix_products

@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext.accelerate.gpu.fusion import Fusion, fuse, unfuse
-    from convnext.accelerate.search import Optimized, optimize
+    from convnext.acceleration.gpu.fusion import Fusion, fuse, unfuse
+    from convnext.acceleration.search import Optimized, optimize
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
-    from convnext.evaluate.evaluation import Evaluation, evaluate
-    from convnext.explain.explanations import Explanation, explain
-    from convnext.export.exporting import Exported, export
+    from convnext.evaluation.evaluating import Evaluation, evaluate
+    from convnext.explanation.explanations import Explanation, explain
+    from convnext.exporting.export_job import Exported, export
     from convnext.inference.classifier import Classifier, Prediction, load
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
@@ -64,9 +64,9 @@ __all__ = [
 
 _HOMES = {
     "convnext.inference.classifier": ("Classifier", "Prediction", "load"),
-    "convnext.evaluate.evaluation": ("Evaluation", "evaluate"),
-    "convnext.export.exporting": ("Exported", "export"),
-    "convnext.explain.explanations": ("Explanation", "explain"),
+    "convnext.evaluation.evaluating": ("Evaluation", "evaluate"),
+    "convnext.exporting.export_job": ("Exported", "export"),
+    "convnext.explanation.explanations": ("Explanation", "explain"),
     "convnext.errors": (
         "ConvNeXtError",
         "KernelsWarning",
@@ -77,8 +77,8 @@ _HOMES = {
     ),
     "convnext.models": ("Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
-    "convnext.accelerate.gpu.fusion": ("Fusion", "fuse", "unfuse"),
-    "convnext.accelerate.search": ("Optimized", "optimize"),
+    "convnext.acceleration.gpu.fusion": ("Fusion", "fuse", "unfuse"),
+    "convnext.acceleration.search": ("Optimized", "optimize"),
     "convnext.training.recipe": ("Recipe",),
     "convnext.training.recipe_choice": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from convnext.accelerate.gpu.triton_runtime import has_triton
+from convnext.acceleration.gpu.triton_runtime import has_triton
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

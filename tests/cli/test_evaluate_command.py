@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convnext.cli import main
-from convnext.evaluate.evaluation_report import FILES
+from convnext.evaluation.evaluation_report import FILES
 from tests.conftest import MakeFolder
 from tests.runs import MakeRun
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError
-from convnext.explain.saliency import grad_cam
+from convnext.explanation.saliency import grad_cam
 from tests.serve.conftest import Client, Looking, MakeService, picture
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from convnext.accelerate.clock import alternate
+from convnext.acceleration.clock import alternate
 from convnext.benchmark.case import Precision
 from convnext.benchmark.settings import Call
 

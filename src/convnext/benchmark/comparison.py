@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from convnext.accelerate.clock import alternate
+from convnext.acceleration.clock import alternate
 from convnext.benchmark.benchmark_plan import Plan
 from convnext.benchmark.case import CEILING, Case
 from convnext.benchmark.peers import PEERS

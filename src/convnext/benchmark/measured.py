@@ -1,7 +1,7 @@
 """What a user names to measure the speed of: a network by its name, or a trained one."""
 
 from convnext.benchmark.benchmark_plan import FileFacts, Network
-from convnext.export.runtime import RuntimeNetwork
+from convnext.exporting.runtime import RuntimeNetwork
 from convnext.inference.model_opening import is_trained, open_trained
 
 

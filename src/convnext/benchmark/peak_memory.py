@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from convnext.accelerate.cpu.heap import give_back
+from convnext.acceleration.cpu.heap import give_back
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

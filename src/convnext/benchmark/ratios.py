@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-from convnext.accelerate.clock import quartiles, times_as_fast
+from convnext.acceleration.clock import quartiles, times_as_fast
 from convnext.benchmark.case import CEILING, OURS
 from convnext.benchmark.ceiling import flop_of_image
 from convnext.benchmark.row_process import Row

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.accelerate.search import optimize
+from convnext.acceleration.search import optimize
 from convnext.benchmark.case import OURS, Mode, Precision
 from convnext.device import autocast_for
 

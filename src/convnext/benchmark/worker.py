@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from convnext.accelerate.clock import seconds_of
-from convnext.accelerate.cpu.heap import give_back
+from convnext.acceleration.clock import seconds_of
+from convnext.acceleration.cpu.heap import give_back
 from convnext.benchmark.case import CEILING, OURS, Case
 from convnext.benchmark.ceiling import matrix_products
 from convnext.benchmark.peak_memory import PeakMemory

@@ -38,8 +38,8 @@ def evaluate(
         trust: open a .pt2 file that was not exported here as well, though it can run any code.
     """
     from convnext.console import console_on, say_warnings
-    from convnext.evaluate.evaluation import evaluate
-    from convnext.evaluate.evaluation_report import default_folder, document, table, write_evaluation
+    from convnext.evaluation.evaluating import evaluate
+    from convnext.evaluation.evaluation_report import default_folder, document, table, write_evaluation
     from convnext.training.distributed import is_first
 
     evaluation = evaluate(

@@ -13,7 +13,7 @@ from convnext.cli.options import note, print_json
 from convnext.errors import RunError, UsageError
 
 if TYPE_CHECKING:
-    from convnext.explain.found import Found
+    from convnext.explanation.found import Found
 
 OVER_IMAGES = ("--receptive-field", "--activity", "--similarity")  # what averages over the images of --data
 
@@ -111,9 +111,9 @@ def show_maps(asked: Asked) -> None:
     if not asked.others:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
     from convnext.console import console_on, images_shown, say_warnings
-    from convnext.explain.explanations import explain_each, open_explained
-    from convnext.explain.found import default_folder
-    from convnext.explain.saliency_figure import FigureNames, draw_explanation
+    from convnext.explanation.explanations import explain_each, open_explained
+    from convnext.explanation.found import default_folder
+    from convnext.explanation.saliency_figure import FigureNames, draw_explanation
     from convnext.inference.inputs import pillow_warnings
     from convnext.inference.output import named_images, percent, printable
     from convnext.plotting import write_figure
@@ -152,14 +152,14 @@ def show_maps(asked: Asked) -> None:
 
 def show_receptive_field(asked: Asked) -> None:
     """Effective receptive fields."""
-    from convnext.explain.receptive_field import receptive_field
+    from convnext.explanation.receptive_field import receptive_field
 
     show_found(receptive_field(asked.names, asked.data, asked.device), asked)
 
 
 def show_kernels(asked: Asked) -> None:
     """Depthwise kernels."""
-    from convnext.explain.depthwise_kernels import depthwise_kernels
+    from convnext.explanation.depthwise_kernels import depthwise_kernels
 
     if asked.others:
         raise UsageError(f"--kernels shows one network, {len(asked.names)} were named: call once for each")
@@ -168,7 +168,7 @@ def show_kernels(asked: Asked) -> None:
 
 def show_activity(asked: Asked) -> None:
     """Channel activity."""
-    from convnext.explain.activity import activity
+    from convnext.explanation.activity import activity
 
     show_found(activity(asked.names, asked.data, asked.device), asked)
 
@@ -176,8 +176,8 @@ def show_activity(asked: Asked) -> None:
 def show_architecture(asked: Asked) -> None:
     """The drawing of one network, or of two with what differs."""
     one_or_two(asked, "--architecture")
-    from convnext.explain.architecture import architecture
-    from convnext.explain.difference import difference_of
+    from convnext.explanation.architecture import architecture
+    from convnext.explanation.difference import difference_of
 
     if asked.others:
         show_found(difference_of(asked.run, asked.others[0], asked.image_size), asked)
@@ -188,7 +188,7 @@ def show_architecture(asked: Asked) -> None:
 def show_similarity(asked: Asked) -> None:
     """The similarity of two networks' feature maps."""
     one_or_two(asked, "--similarity")
-    from convnext.explain.similarity import similarity
+    from convnext.explanation.similarity import similarity
 
     show_found(similarity(*asked.names, data=asked.data, device=asked.device), asked)
 
@@ -202,7 +202,7 @@ def one_or_two(asked: Asked, option: str) -> None:
 def show_found(found: "Found", asked: Asked) -> None:
     """The figure in its folder, the table or the document on stdout, the rest on stderr."""
     from convnext.console import console_on, say_warnings
-    from convnext.explain.found import default_folder
+    from convnext.explanation.found import default_folder
     from convnext.plotting import write_figure
 
     say_warnings(found.notes, console_on(sys.stderr))

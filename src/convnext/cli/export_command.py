@@ -39,8 +39,8 @@ def export(
         json: print what was done as JSON on stdout.
     """
     from convnext.console import console_on, say_warnings
-    from convnext.export.export_summary import summary
-    from convnext.export.exporting import export
+    from convnext.exporting.export_job import export
+    from convnext.exporting.export_summary import summary
 
     exported = export(
         run,

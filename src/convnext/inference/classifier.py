@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from convnext.accelerate.job import for_job
+from convnext.acceleration.job import for_job
 from convnext.data.images import UnreadableImageError
 from convnext.data.preprocessing import Preprocessing
 from convnext.device import choose_device

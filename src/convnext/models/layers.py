@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.accelerate.cpu import add_branch as branch
-from convnext.accelerate.cpu import bias_gelu, depthwise, layer_norm, mlp
-from convnext.accelerate.eligibility import SLOW_CONVOLUTIONS, compute_dtype, is_fast
+from convnext.acceleration.cpu import add_branch as branch
+from convnext.acceleration.cpu import bias_gelu, depthwise, layer_norm, mlp
+from convnext.acceleration.eligibility import SLOW_CONVOLUTIONS, compute_dtype, is_fast
 
 LEAST_VALUES = 10_000  # of a map whose patches are cut
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.errors import ConvNeXtError, reason
-from convnext.explain.saliency import grad_cam
+from convnext.explanation.saliency import grad_cam
 from convnext.inference.classifier import Classifier
 from convnext.serve.batcher import Batcher, Done
 from convnext.serve.prometheus import Metrics

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from convnext.accelerate.job import for_serving
+from convnext.acceleration.job import for_serving
 from convnext.errors import ConvNeXtError, UsageError
 from convnext.inference.classifier import THREADS, Candidate, Classifier, Prediction
 from convnext.serve.batcher import Batcher

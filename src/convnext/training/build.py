@@ -73,8 +73,8 @@ def fuse_blocks(model: nn.Module, device: torch.device) -> None:
     Raises:
         UsageError: they do not run on the device, or the network has nothing that they compute.
     """
-    from convnext.accelerate.gpu.fusion import fuse  # whose operators take a while to register
-    from convnext.accelerate.gpu.triton_runtime import runs_on
+    from convnext.acceleration.gpu.fusion import fuse  # whose operators take a while to register
+    from convnext.acceleration.gpu.triton_runtime import runs_on
 
     if not runs_on(device):
         raise UsageError(f"fuse needs an NVIDIA GPU and Triton, and this trains on {device.type}: leave --fuse out")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convnext.accelerate.cpu.heap import give_back
+from convnext.acceleration.cpu.heap import give_back
 from convnext.errors import RunError
 from convnext.training.checkpoint import RunFolder
 from convnext.training.curves import write_curves

@@ -1,0 +1,50 @@
+"""What a format is asked to write, and what it gives back once a file is opened."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from convnext.exporting.card import Card
+
+Call = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to write.
+
+    Attributes:
+        model: the network, in fp32 on the processor; left as it is.
+        card: what the file is to be, and to say of itself.
+        path: the file; its folder is empty, and what else the format needs may stand in it.
+        calibration: prepared images (N, C, H, W) for int8.
+    """
+
+    model: nn.Module
+    card: Card
+    path: Path
+    calibration: Tensor | None = None
+
+
+class Written(NamedTuple):
+    """What was written: all files, that which a user names last; and what should be said of them."""
+
+    files: list[Path]
+    notes: tuple[str, ...] = ()
+
+
+class Loaded(NamedTuple):
+    """A file, opened in its runtime.
+
+    Attributes:
+        call: from a graph's input to its output, both on the processor.
+        metadata: words by name.
+        input: the shape of the graph's input and torch's name of its type; None in a shape for any number.
+    """
+
+    call: Call
+    metadata: Mapping[str, str]
+    input: tuple[tuple[int | None, ...], str]

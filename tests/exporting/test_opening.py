@@ -1,0 +1,326 @@
+"""Exported files opened: any number of images, pictures for prepared images, other makers' files, damaged ones."""
+
+import json
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import convnext
+from convnext.benchmark.benchmark_plan import make_plan
+from convnext.benchmark.measured import measured_network
+from convnext.cli import main
+from convnext.data import load_data
+from convnext.data.preprocessing import Preprocessing
+from convnext.errors import RunError, UsageError, WeightsWarning
+from convnext.exporting.card import Card, read_card
+from convnext.exporting.exported_model import is_exported
+from convnext.exporting.graph import PicturesGraph, batches_of, input_of
+from convnext.inference.model_opening import open_trained
+from tests.conftest import MakeFolder
+from tests.exporting.conftest import lively, prepared
+from tests.runs import MakeRun
+
+CARD = Card("onnx", "fp32", "small", ("cat", "dog"), Preprocessing.whole(32), size=32, smallest=32, macs=1000)
+
+
+def with_batch(run: Path, out: Path, **options: Any) -> Any:
+    """The network in a file, and that of the run."""
+    convnext.export(run, "torch", out=out, **options)
+    return convnext.load(out).model, convnext.load(run).model
+
+
+def test_a_file_for_a_fixed_number_takes_any(run: Path, tmp_path: Path) -> None:
+    exported, model = with_batch(run, tmp_path / "model.pt2", batch=3)
+    calls = []
+    call = exported.call
+    exported.call = lambda x: (calls.append(len(x)), call(x))[1]
+    x = prepared(run, 7)
+    with torch.inference_mode():
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-4)
+        assert exported(x[:0]).shape == (0, 10)
+    assert calls == [3, 3, 3]
+
+
+def test_pictures_in_probabilities_out(run: Path, tmp_path: Path) -> None:
+    exported, model = with_batch(run, tmp_path / "model.pt2", with_preprocessing=True, size=48)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    pictures = torch.randint(256, (2, 48, 48, 3), dtype=torch.uint8)
+    normalize = convnext.load(run).preprocessing.normalize
+    with torch.inference_mode():
+        expected = model(torch.stack([normalize(picture) for picture in pictures])).softmax(1)
+        torch.testing.assert_close(program(pictures), expected, rtol=1e-4, atol=1e-5)
+        x = torch.stack([normalize(picture) for picture in pictures])  # as the package gives them to any network
+        torch.testing.assert_close(exported(x).softmax(1), model(x).softmax(1), rtol=1e-4, atol=1e-5)
+        with pytest.raises(UsageError, match=r"takes images \(N, 3, 48, 48\), \(1, 3, 32, 32\) arrived"):
+            exported(torch.zeros(1, 3, 32, 32))
+
+
+def test_grey_is_pillows_to_the_bit() -> None:
+    preprocessing = Preprocessing(16, 1.0, mean=(0.25,), std=(0.5,))
+
+    class Flat(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)
+
+    pictures = torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8)
+    graph = PicturesGraph(Flat(), preprocessing)
+    grey = torch.stack([preprocessing(Image.fromarray(picture.numpy())) for picture in pictures])
+    torch.testing.assert_close(graph(pictures), grey.flatten(1).softmax(1), rtol=1e-6, atol=0)
+    card = Card("onnx", "fp32", "small", ("a", "b"), preprocessing, with_preprocessing=True)
+    again = PicturesGraph(Flat(), preprocessing)(input_of(grey, card))  # made pictures, and grey again
+    torch.testing.assert_close(again, grey.flatten(1).softmax(1), rtol=1e-6, atol=0)
+
+
+def test_calibration_fills_batches_of_a_fixed_number() -> None:
+    images = torch.randn(5, 3, 8, 8)
+    free, fixed = (Card("onnx", "int8", "small", ("a",), Preprocessing.whole(8), batch=batch) for batch in (None, 4))
+    assert [len(batch) for batch in batches_of(images, free)] == [5]
+    found = batches_of(images, fixed)
+    assert [len(batch) for batch in found] == [4, 4]
+    torch.testing.assert_close(torch.cat(found), torch.cat([images, images[:3]]), rtol=0, atol=0)
+    many = replace(fixed, batch=12)
+    assert [len(batch) for batch in batches_of(images, many)] == [12]
+
+
+def test_an_exported_file_only_infers_and_says_so(onnx: convnext.Exported) -> None:
+    opened = open_trained(onnx.path)
+    assert not opened.has_gradients
+    assert opened.runtime == "onnxruntime"
+    with pytest.raises(UsageError, match="it only infers"):
+        opened.model.train()
+    with pytest.raises(UsageError, match="an exported file, which runs on the processor"):
+        convnext.load(onnx.path, device="cuda")
+    with pytest.raises(UsageError, match="leave out --precision bf16"):
+        convnext.evaluate(onnx.path, "digits", precision="bf16")
+    with pytest.raises(UsageError, match="comes without data: name some"):
+        convnext.evaluate(onnx.path)
+
+
+def test_evaluation_takes_the_images_that_the_run_held_out(
+    make_folder: MakeFolder, make_run: MakeRun, tmp_path: Path
+) -> None:
+    data = make_folder({"cat": 10, "dog": 10})
+    run = make_run(data)
+    convnext.export(run, "torch", out=tmp_path / "model.pt2")
+    moved = data.rename(tmp_path / "moved")
+    found = convnext.evaluate(tmp_path / "model.pt2", moved, workers=0)
+    assert found.metrics.images == 4  # of 20: the others were trained on
+    assert any("held out then" in note for note in found.data.notes)
+    (moved / "cat" / "more.jpg").write_bytes((moved / "cat" / "0.jpg").read_bytes())  # now it is other data
+    assert convnext.evaluate(tmp_path / "model.pt2", moved, workers=0).metrics.images == 21
+
+
+@pytest.mark.slow
+def test_features_and_weights_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = lively(convnext.create_model("convnext_atto", num_classes=0))
+    convnext.save_weights(model, tmp_path / "features.safetensors")
+    words = ["export", str(tmp_path / "features.safetensors"), "--format", "torch", "--size", "64"]
+    assert main([*words, "--with-preprocessing"]) == 2
+    assert "gives probabilities, and" in capsys.readouterr().err
+    assert main([*words, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["path"], said["agreement"]) == (str(tmp_path / "features.pt2"), None)
+    assert said["checked_on"] == "crops of two photographs"
+    with pytest.warns(WeightsWarning, match="does not say how images are prepared"):
+        classifier = convnext.load(tmp_path / "features.pt2")
+    x = torch.randn(3, 3, 64, 64)
+    torch.testing.assert_close(classifier.model(x), model(x).detach(), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UsageError, match="has no classifier"):
+        classifier.predict([Image.new("RGB", (64, 64))])
+
+
+def test_the_benchmark_measures_it_as_it_is(onnx: convnext.Exported, run: Path) -> None:
+    network, same = measured_network(str(onnx.path)), measured_network(str(run))
+    plan = make_plan([network, same], compiled=False)
+    settings = [(case.name, case.setting) for case in plan.groups[0] if case.library == "convnext"]
+    assert settings[0] == (str(onnx.path), "exported")
+    assert {setting for name, setting in settings if name == str(run)} == {"eager", "channels_last", "optimized"}
+    assert plan.macs[str(onnx.path)] == plan.macs[str(run)] > 0
+    again = torch.load(saved(plan.models[str(onnx.path)], onnx.path.parent), weights_only=False)  # as its process does
+    x = prepared(run, 2)
+    torch.testing.assert_close(again(x), convnext.load(onnx.path).model(x), rtol=0, atol=0)
+    with pytest.raises(UsageError, match="which only infers: leave out --mode training"):
+        make_plan([network], modes=["training"])
+    with pytest.raises(UsageError, match="takes images of 32 px alone"):
+        make_plan([network], image_size=64)
+
+
+def saved(model: torch.nn.Module, folder: Path) -> Path:
+    torch.save(model, folder / "pickled.pt")
+    return folder / "pickled.pt"
+
+
+def small_onnx(path: Path, shape: list[Any], classes: int = 5) -> Path:
+    """A network of another maker: means of the channels, in as many classes as it gets."""
+    import onnx
+    from onnx import helper
+
+    channels = shape[1]
+    weight = helper.make_tensor("w", 1, [channels, classes], np.linspace(-1, 1, channels * classes).astype(np.float32))
+    nodes = [helper.make_node("MatMul", ["flat", "w"], ["y"])]
+    if len(shape) == 4:
+        nodes.insert(0, helper.make_node("GlobalAveragePool", ["x"], ["mean"]))
+        nodes.insert(1, helper.make_node("Flatten", ["mean"], ["flat"]))
+    else:
+        nodes.insert(0, helper.make_node("Identity", ["x"], ["flat"]))
+    taken, given = (helper.make_tensor_value_info(*facts) for facts in (("x", 1, shape), ("y", 1, [None, classes])))
+    graph = helper.make_graph(nodes, "other", [taken], [given], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def test_another_makers_network_opens_with_a_note(tmp_path: Path) -> None:
+    path = small_onnx(tmp_path / "other.onnx", ["N", 3, 48, 48])
+    with pytest.warns(WeightsWarning, match=r"no names for its classes, they are called by their numbers \(5\)"):
+        classifier = convnext.load(path)
+    assert classifier.classes == tuple(f"class {label}" for label in range(5))
+    assert classifier.preprocessing.image_size == 48
+    (found,) = classifier.predict([Image.new("RGB", (60, 60), "#ffffff")])
+    assert found.label in ("class 4", "class 0")
+
+
+@pytest.mark.parametrize(
+    "shape", [["N", 3, 48, 64], ["N", 48, 48, 3], ["N", 3]], ids=["not square", "channels last", "no images"]
+)
+def test_a_network_that_takes_no_images_is_refused(shape: list[Any], tmp_path: Path) -> None:
+    path = small_onnx(tmp_path / "other.onnx", shape)
+    with pytest.raises(UsageError, match=r"is of another network: .* needs float32 images \(N, 3, H, W\), square"):
+        convnext.load(path)
+
+
+def test_weights_outside_the_files_folder_are_not_read(tmp_path: Path) -> None:
+    import onnx
+
+    (tmp_path / "secret").write_bytes(np.ones(15, np.float32).tobytes())
+    (tmp_path / "in").mkdir()
+    path = small_onnx(tmp_path / "in" / "other.onnx", ["N", 3, 48, 48])
+    model = onnx.load(path)
+    weight = model.graph.initializer[0]
+    weight.ClearField("float_data")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "../secret"), ("offset", "0"), ("length", "60")):
+        weight.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(RunError, match=r"cannot open .*other\.onnx"):
+        convnext.load(path)
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.xml"])
+@pytest.mark.parametrize("content", [b"", b"no such thing" * 100])
+def test_damaged_files(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunError, match=rf"cannot open .*{name}.*damaged or of another kind"):
+        convnext.load(tmp_path / name, trust=True)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_truncated_files(name: str, onnx: convnext.Exported, program: convnext.Exported, tmp_path: Path) -> None:
+    whole = (onnx if name.endswith("onnx") else program).path.read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(RunError, match="damaged or of another kind"):
+        convnext.load(tmp_path / name, trust=True)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert is_exported("somewhere.ONNX")
+    with pytest.raises(UsageError, match=r"no exported file .*nowhere\.onnx: check the path"):
+        convnext.load(tmp_path / "nowhere.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda words: words.pop("classes"), "classes"),
+        (lambda words: words.update(classes='"cat"'), "of another kind"),
+        (lambda words: words.update(batch="0"), "of another kind"),
+        (lambda words: words.update(preprocessing="{}"), "lacks image_size"),
+        (lambda words: words.update(notes="[1]"), "of another kind"),
+        (lambda words: words.update(classes="x" * 10_000_001), "longer than any"),
+    ],
+)
+def test_metadata_that_is_not_ours(change: Callable[[dict[str, str]], Any], said: str) -> None:
+    words = CARD.to_metadata()
+    assert read_card(words) == CARD
+    change(words)
+    with pytest.raises(ValueError, match=said):
+        read_card(words)
+
+
+def test_what_a_stranger_wrote_cannot_command_a_terminal() -> None:
+    words = CARD.to_metadata() | {"model": "a\x1b[2Jb", "classes": json.dumps(["cat\x07", "dog"])}
+    card = read_card(words | {"notes": json.dumps(["\x1b]0;title\x07"])})
+    assert card is not None
+    assert all(text.isprintable() for text in (card.model, *card.classes, *card.notes))
+    assert card.classes[1] == "dog"
+
+
+def test_metadata_of_others_is_none() -> None:
+    assert read_card({"classes": "[]", "names": "{}"}) is None
+
+
+def test_a_pt2_file_of_another_user_is_not_opened_unless_trusted(
+    program: convnext.Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "moved.pt2"
+    moved.write_bytes(program.path.read_bytes())
+    assert convnext.load(moved).classes == convnext.load(program.path).classes  # by its content, wherever it is
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another user"))
+    opened = []
+    load = torch.export.load
+    monkeypatch.setattr(torch.export, "load", lambda *words: (opened.append(words), load(*words))[1])
+    with pytest.raises(UsageError, match=r"can run any code .* \(--trust, in Python trust=True\)"):
+        convnext.load(moved)
+    assert not opened
+    assert convnext.load(moved, trust=True).classes
+    assert len(opened) == 1
+
+
+def test_explaining_by_a_file_draws_what_takes_no_gradients_and_asks_for_trust(
+    program: convnext.Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another user"))
+    picture, _ = load_data("digits").val.read(0)
+    with pytest.raises(UsageError, match="can run any code"):
+        convnext.explain(program.path, picture)
+    (explained,) = convnext.explain(program.path, picture, trust=True)
+    assert explained.top[0].label == convnext.load(program.path, trust=True).predict(picture)[0].label
+    assert explained.grad_cam is None
+    assert explained.occlusion is not None
+    assert explained.occlusion.shape == (32, 32)
+    assert explained.occlusion.abs().max() > 0
+
+
+def test_a_pt2_file_that_was_changed_is_not_opened(program: convnext.Exported, tmp_path: Path) -> None:
+    changed = tmp_path / "model.pt2"
+    changed.write_bytes(program.path.read_bytes())
+    with zipfile.ZipFile(changed, "a") as archive:
+        archive.writestr("model/more", "x")
+    with pytest.raises(UsageError, match="was not exported by this user"):
+        open_trained(changed)
+
+
+@pytest.mark.parametrize(
+    ("package", "format", "extra"),
+    [("onnxruntime", "onnx", "onnx"), ("onnxslim", "onnx", "onnx"), ("openvino", "openvino", "openvino")],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, format: str, extra: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
+    with pytest.raises(UsageError, match=rf"{package} is not installed.*pip install 'convnext\[{extra}\]'"):
+        convnext.export(run, format, out=tmp_path / f"a{suffix}")
+    if package == {"onnx": "onnxruntime"}.get(format, format):
+        (tmp_path / f"a{suffix}").write_bytes(b"x")
+        with pytest.raises(UsageError, match=rf"{package} is not installed.*pip install 'convnext\[{extra}\]'"):
+            convnext.load(tmp_path / f"a{suffix}")
