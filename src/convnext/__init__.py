@@ -6,6 +6,8 @@ Names load when they are first used: ``import convnext`` alone does not import t
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from convnext.environment import __version__
+
 if TYPE_CHECKING:
     from convnext.acceleration.gpu.fusion import Fusion, fuse, unfuse
     from convnext.acceleration.search import Optimized, optimize
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from convnext.weights.loading import Loaded, load_weights
     from convnext.weights.pretrained import create_model
     from convnext.weights.saving import Saved, save_weights
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Classifier",
@@ -45,6 +45,7 @@ __all__ = [
     "Saved",
     "UsageError",
     "WeightsWarning",
+    "__version__",
     "cost",
     "create_model",
     "evaluate",

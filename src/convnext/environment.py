@@ -4,9 +4,10 @@ import datetime
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+__version__ = "0.1.0"
 
 PACKAGES = ("convnext", "torch", "torchvision", "timm", "numpy")
 
@@ -50,6 +51,8 @@ def vector_instructions() -> str:
 
 def installed_version(package: str) -> str | None:
     """A package's version, or None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # which takes longer than all of `import convnext`
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext import __version__
 from convnext.acceleration.enabled import enabled
-from convnext.environment import processor, vector_instructions
+from convnext.environment import __version__, processor, vector_instructions
 from convnext.errors import RunError
 from convnext.files import read_json, user_cache, write_json
 

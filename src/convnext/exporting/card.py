@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convnext import __version__
 from convnext.data.preprocessing import Preprocessing
-from convnext.environment import installed_version
+from convnext.environment import __version__, installed_version
 from convnext.errors import UsageError, printable
 
 MARK = "convnext"  # the entry that every file of this package has: the version that wrote it

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import convnext
+from convnext.environment import __version__
 from convnext.errors import ConvNeXtError
 from convnext.serve import schemas
 from convnext.serve.bodies import Body
@@ -45,7 +45,7 @@ def create_app(service: Service) -> FastAPI:
     limits, metrics = service.limits, service.metrics
     app = FastAPI(
         title=f"convnext: {service.name}",
-        version=convnext.__version__,
+        version=__version__,
         description=DESCRIPTION,
         docs_url=None,  # which loads its scripts from elsewhere
         redoc_url=None,
