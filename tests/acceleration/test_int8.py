@@ -275,7 +275,7 @@ def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -
 @needs_vnni
 @pytest.mark.usefixtures("_kernels_off")
 def test_maps_are_fp32_where_the_processor_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("convnext.acceleration.int8.has_cpu_bf16", lambda: False)
     model = untrained("convnext_atto", layer_scale=0.5)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     int8 = quantize(model, images)

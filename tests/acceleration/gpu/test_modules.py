@@ -194,7 +194,7 @@ def test_hooks_are_called() -> None:
     assert torch.equal(model(images()), fused)
     whole.remove()
     inside = block.get_submodule("pwconv1").register_forward_hook(lambda *_: called.append("pwconv1"))
-    assert not torch.equal(model(images()), fused)
+    torch.testing.assert_close(model(images()), fused)  # by the layers one by one
     inside.remove()
     assert torch.equal(model(images()), fused)
     assert called == ["block", "pwconv1"]
