@@ -1,5 +1,6 @@
 """int8 keeps a trained network's answers, takes the networks of every room, and refuses with words."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from convnext.errors import UsageError
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
 from tests.acceleration.cpu.cases import LIBRARIES, take_inference_library
 
-HAS_VNNI = torch.cpu._is_vnni_supported()
+# torch's int8 products are oneDNN's, which ONEDNN_MAX_CPU_ISA makes ignore the newer instructions.
+HAS_VNNI = torch.cpu._is_vnni_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
 needs_vnni = pytest.mark.skipif(not HAS_VNNI, reason="needs a processor with VNNI")
 
 
