@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext.acceleration.gpu.depthwise_triton import PROGRAMS, channel_block
+from convnext.acceleration.gpu.depthwise_triton import PROGRAMS, as_mask, channel_block
 from convnext.acceleration.gpu.triton_runtime import interpreted, launch
 
 
@@ -69,7 +69,7 @@ def weight_gradient_kernel(
             offset = row.to(tl.int64)[:, None] * stride + (column * CHANNELS + channel)[None, :]
             grads = ()
             for i in tl.static_range(COLUMNS):
-                there = (row < end)[:, None] & inside & (column + i < width)
+                there = as_mask((row < end)[:, None] & inside & (column + i < width))
                 grads = grads + (tl.load(grad + offset + i * CHANNELS, mask=there, other=0.0).to(tl.float32),)
                 total += grads[i]
             corner = x + offset - PADDING * CHANNELS
@@ -81,7 +81,8 @@ def weight_gradient_kernel(
                 values = ()
                 for j in tl.static_range(COLUMNS + KERNEL - 1):
                     at = column + (j - PADDING)
-                    value = tl.load(line + j * CHANNELS, mask=there & (at >= 0) & (at < width), other=0.0)
+                    mask = as_mask(there & (at >= 0) & (at < width))
+                    value = tl.load(line + j * CHANNELS, mask=mask, other=0.0)
                     values = values + (value.to(tl.float32),)
                 for tap_x in tl.static_range(KERNEL):
                     products = sums[tap_y * KERNEL + tap_x]
@@ -92,7 +93,7 @@ def weight_gradient_kernel(
     base = partial + strip.to(tl.int64) * ((KERNEL * KERNEL + 1) * CHANNELS)
     for i in tl.static_range(TAP_ROWS * KERNEL):
         tap = first_tap * KERNEL + i
-        there = (channel < CHANNELS) & (tap < KERNEL * KERNEL)
+        there = as_mask((channel < CHANNELS) & (tap < KERNEL * KERNEL))
         tl.store(base + tap * CHANNELS + channel, tl.sum(sums[i], 0), mask=there)
     if first_tap == 0:
         tl.store(base + KERNEL * KERNEL * CHANNELS + channel, tl.sum(total, 0), mask=channel < CHANNELS)

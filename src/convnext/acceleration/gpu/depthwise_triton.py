@@ -28,6 +28,12 @@ def tuned(kernel: Any) -> Any:
 
 
 @triton.jit
+def as_mask(condition):
+    """A mask from blocks and scalars: the interpreter of Triton 3.9 broadcasts a scalar condition as int32."""
+    return condition != 0
+
+
+@triton.jit
 def convolved(
     x,  # (rows, width, CHANNELS), rows = samples * height
     taps,  # (KERNEL * KERNEL, CHANNELS) fp32
@@ -66,7 +72,8 @@ def convolved(
             weights = weights + (tl.load(lane_taps + tap * CHANNELS, mask=inside[None, :], other=0.0),)
         for j in tl.static_range(COLUMNS + KERNEL - 1):
             at = column + (j - PADDING)
-            value = tl.load(line + j * CHANNELS, mask=there & (at >= 0) & (at < width), other=0.0).to(tl.float32)
+            mask = as_mask(there & (at >= 0) & (at < width))
+            value = tl.load(line + j * CHANNELS, mask=mask, other=0.0).to(tl.float32)
             updated = ()
             for i in tl.static_range(COLUMNS):
                 if i <= j and j < i + KERNEL:
@@ -116,7 +123,7 @@ def convolution_kernel(
         z = sums[i]
         if HAS_BIAS:
             z = z + shift
-        tl.store(target + i * CHANNELS, z.to(out.dtype.element_ty), mask=inside & (column + i < width))
+        tl.store(target + i * CHANNELS, z.to(out.dtype.element_ty), mask=as_mask(inside & (column + i < width)))
 
 
 @tuned
@@ -183,7 +190,7 @@ def convolution_norm_kernel(
                 deviations[i] + tl.sum(centred * centred, 1) + step * step * (start * share),
             )
             if BLOCK_C < CHANNELS:
-                there = (row < rows)[:, None] & inside & (column + i < width)
+                there = as_mask((row < rows)[:, None] & inside & (column + i < width))
                 tl.store(target + i * CHANNELS, z.to(out.dtype.element_ty), mask=there)
             else:
                 convolutions = convolutions + (centred,)
@@ -191,7 +198,7 @@ def convolution_norm_kernel(
         deviations = merged_deviations
         if BLOCK_C >= CHANNELS:
             for i in tl.static_range(COLUMNS):
-                there = (row < rows) & (column + i < width)
+                there = as_mask((row < rows) & (column + i < width))
                 inverse = 1 / tl.sqrt_rn(deviations[i] / CHANNELS + eps)
                 normalised = (convolutions[i] * inverse[:, None]).to(out.dtype.element_ty)
                 tl.store(target + i * CHANNELS, normalised, mask=there[:, None] & inside)
@@ -201,13 +208,13 @@ def convolution_norm_kernel(
         inverses = ()
         for i in tl.static_range(COLUMNS):
             inverse = 1 / tl.sqrt_rn(deviations[i] / CHANNELS + eps)
-            tl.store(scale + position + i, inverse, mask=(row < rows) & (column + i < width))
+            tl.store(scale + position + i, inverse, mask=as_mask((row < rows) & (column + i < width)))
             inverses = inverses + (inverse,)
         for start in range(0, CHANNELS, BLOCK_C):
             channel = start + tl.arange(0, BLOCK_C)
             target = out + position[:, None] * CHANNELS + channel[None, :]
             for i in tl.static_range(COLUMNS):
-                there = (row < rows)[:, None] & (channel < CHANNELS)[None, :] & (column + i < width)
+                there = as_mask((row < rows)[:, None] & (channel < CHANNELS)[None, :] & (column + i < width))
                 z = tl.load(target + i * CHANNELS, mask=there, other=0.0).to(tl.float32)
                 normalised = (z - means[i][:, None]) * inverses[i][:, None]
                 tl.store(target + i * CHANNELS, normalised.to(out.dtype.element_ty), mask=there)
