@@ -110,7 +110,7 @@ def show_maps(asked: Asked) -> None:
     """Maps over pictures."""
     if not asked.others:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
-    from convnext.console import console_on, images_shown, say_warnings
+    from convnext.console import console_on, image_progress, say_warnings
     from convnext.explanation.explanations import explain_each, open_explained
     from convnext.explanation.found import default_folder
     from convnext.explanation.saliency_figure import FigureNames, draw_explanation
@@ -126,7 +126,7 @@ def show_maps(asked: Asked) -> None:
     folder, names = asked.out or default_folder(asked.run), FigureNames()
     entries, unreadable = [], []
     try:
-        with pillow_warnings(), images_shown(asked.run, len(paths)) as show:
+        with pillow_warnings(), image_progress(asked.run, len(paths)) as show:
             for explanation in explain_each(classifier, paths, asked.label, asked.top):
                 figure = None
                 if explanation.error:

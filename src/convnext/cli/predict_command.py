@@ -47,7 +47,7 @@ def predict(
     """
     if not images:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
-    from convnext.console import console_on, images_shown, say_warnings
+    from convnext.console import console_on, image_progress, say_warnings
     from convnext.inference.classifier import open_classifier
     from convnext.inference.inputs import pillow_warnings
     from convnext.inference.output import answers_file, check_out, json_answers, named_images, printable
@@ -74,7 +74,7 @@ def predict(
         if not sinks:
             sinks.append(printing(tables=len(first) <= FEW and sys.stdout.isatty()))
         count = None if "-" in images else len(first)
-        show = stack.enter_context(images_shown(title, count))
+        show = stack.enter_context(image_progress(title, count))
         answers = stack.enter_context(closing(classifier.stream(chain(first, paths), top, batch, count, note)))
         try:
             for prediction in answers:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from convnext.acceleration.job import for_job
-from convnext.console import console_on, images_shown, say
+from convnext.console import console_on, image_progress, say
 from convnext.data.held_out import HeldOut
 from convnext.data.images import MemoryImages
 from convnext.data.loader import Batch, Batches
@@ -160,7 +160,7 @@ class ShownBatches(Batches):
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch."""
         done = 0
-        with images_shown(self.title, len(self.images)) as show:
+        with image_progress(self.title, len(self.images)) as show:
             for batch in super().epoch(epoch, skip):
                 yield batch
                 done += self.processes * (len(batch.images) + len(batch.unreadable))

@@ -1,46 +1,44 @@
 """The study as a table on the terminal: live while it runs, whole at the end; plain lines elsewhere."""
 
-import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from convnext.console import say, say_warnings, table_of
+from convnext.console import ProgressDisplay, table_of
 from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.runner import Update
 from convnext.training.progress import describe
 
-REFRESH_SECONDS = 0.25
 LEGEND = "* side branch: the path goes on from another step\npaper: ImageNet-1K, 224 px"
 
 
 def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
     """Follow a study to its end on ``console``; returns its results."""
     results: dict[str, Any] = {}
-    drawn = 0.0
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    with ProgressDisplay("study", console) as display:
         for update in updates:
             results = update.results
-            say_warnings(update.warnings, console)
-            ended = update.entry is not None and update.progress is None
-            if console.is_terminal and (ended or time.monotonic() - drawn > REFRESH_SECONDS):
-                live.update(table(results, state(update)), refresh=True)
-                drawn = time.monotonic()
-            elif ended and not console.is_terminal:
-                say(ended_line(update), console)
+            display.warn(update.warnings)
+            if update.entry is not None and update.progress is None and not display.is_live:
+                display.note(ended_line(update))
+                continue
+            completed = (update.done + (update.progress.fraction if update.progress else 0)) / max(1, update.total)
+            display.update(
+                state(update), completed, partial(table, results), is_last=display.is_live and update.progress is None
+            )
     return results
 
 
 def state(update: Update) -> str:
-    """What is under way, in two lines below the table."""
-    counter = f"{counted(update)} trainings done{left(update)}" if update.total else ""
+    """The trainings that are done, and the one under way."""
+    counter = f"{counted(update)} trainings done{left(update)}".lstrip() if update.total else ""
     if update.entry is None or update.progress is None:
         return counter
-    return f"{counter}\n{update.entry.key}, seed {update.seed}: {describe(update.progress)}"
+    return f"{counter}; {update.entry.key}, seed {update.seed}: {describe(update.progress)}"
 
 
 def ended_line(update: Update) -> str:
@@ -60,13 +58,13 @@ def left(update: Update) -> str:
     return "" if update.seconds_left is None else f", {duration(update.seconds_left)} left"
 
 
-def table(results: dict[str, Any], caption: str = "") -> Table:
+def table(results: dict[str, Any]) -> Table:
     """The results as a table: cost, speed, accuracy, and the paper's figures in columns of their own."""
     trained = any(row["top1"] for row in [*results["steps"], *results["references"]])
     size, data = results["image_size"], results["data"]
     view = table_of(
         Text(f"ResNet to ConvNeXt, regime {results['regime']}: {data}, {results['num_classes']} classes, {size} px"),
-        caption=Text("\n".join(filter(None, [LEGEND, caption]))),
+        caption=Text(LEGEND),
         caption_justify="left",
     )
     view.add_column("step", no_wrap=True)

@@ -1,17 +1,11 @@
 """Live progress on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
-import time
 from collections.abc import Iterable
 
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
-
-from convnext.console import PLAIN_SECONDS, console_on, say, say_warnings
+from convnext.console import ProgressDisplay, console_on, say_warnings
 from convnext.quantities import duration
 from convnext.training.fit import Progress
-
-BAR_WIDTH = 16
 
 
 def show_warnings(updates: Iterable[Progress]) -> None:
@@ -23,22 +17,14 @@ def show_warnings(updates: Iterable[Progress]) -> None:
 
 def show_training(updates: Iterable[Progress], title: str, opening: str = "") -> None:
     """Follow a training to its end, on stderr; an ``opening`` line comes first, when the training has begun."""
-    console = console_on(sys.stderr)
-    opening = "\n".join(filter(None, (opening, title if console.is_terminal else "")))
-    columns = (BarColumn(bar_width=BAR_WIDTH), TextColumn("{task.fields[state]}", markup=False))
-    last_line = time.perf_counter()
-    with RichProgress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=1.0, state="")
+    with ProgressDisplay(title, transient=False) as display:
         for progress in updates:
             for note in filter(None, (opening, *progress.notes)):
-                say(note, console)
+                display.note(note)
             opening = ""
-            say_warnings(progress.warnings, console)
-            bar.update(task, completed=progress.fraction, state=describe(progress, console.width - BAR_WIDTH - 1))
-            finished = progress.epoch == progress.epochs
-            if not console.is_terminal and (finished or time.perf_counter() - last_line > PLAIN_SECONDS):
-                say(f"{title}: {describe(progress)}", console)
-                last_line = time.perf_counter()
+            display.warn(progress.warnings)
+            is_finished = progress.epoch == progress.epochs
+            display.update(describe(progress, display.state_width), progress.fraction, is_last=is_finished)
 
 
 def describe(progress: Progress, width: int | None = None) -> str:
