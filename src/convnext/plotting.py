@@ -36,3 +36,12 @@ def write_figure(figure: Figure, path: Path) -> bytes:
     write_atomically(path.with_suffix(".png"), render(figure, "png"))
     write_atomically(path.with_suffix(".svg"), svg)
     return svg
+
+
+def shortened(text: str, letters: int) -> str:
+    """A text of at most so many letters; of a long one the beginning and the end, which tell names and paths apart."""
+    text = " ".join(text.split())
+    if len(text) <= letters:
+        return text
+    end = (letters - 1) // 2
+    return f"{text[: letters - 1 - end]}…{text[-end:]}"

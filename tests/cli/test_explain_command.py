@@ -112,3 +112,75 @@ def test_errors_are_one_line(words: list[str], status: int, message: str, capsys
     assert said.err.splitlines()[-1].startswith("error: ")
     assert message in said.err.splitlines()[-1]
     assert said.out == ""
+
+
+@pytest.fixture
+def runs(make_folder: MakeFolder, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two runs on the same images."""
+    monkeypatch.chdir(tmp_path)
+    make_folder({"cat": 16, "dog": 16}).rename("photos")
+    make_run("photos", "first")
+    make_run("photos", "second", model="roadmap_micro/resnet")
+    return ["first", "second"]
+
+
+def test_the_architecture_of_a_run_is_its_cost(runs: list[str], capsys: Capture) -> None:
+    assert main(["explain", runs[0], "--architecture", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    cost = convnext.cost(convnext.load(runs[0]).model, 32)
+    assert (document["params"], document["macs"], document["image_size"]) == (cost.params, cost.macs, [32, 32])
+    assert document["figure"] == "first/explain/architecture.png"
+    assert Path(document["figure"]).with_suffix(".svg").exists()
+    assert main(["explain", runs[0], "--architecture", "--image-size", "64", "--json", "--out", "elsewhere"]) == 0
+    assert json.loads(capsys.readouterr().out)["image_size"] == [64, 64]
+    assert main(["explain", runs[0], "roadmap_micro/gelu", "--architecture", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["difference"]["design"] == {"activation": ["relu", "gelu"]}
+    assert [model["image_size"] for model in document["models"]] == [[32, 32], [32, 32]]  # one image for both
+
+
+def test_names_files_and_tags_are_drawn_without_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    convnext.save_weights(convnext.create_model("convnext_atto", num_classes=7), "seven.safetensors")
+    for name, classes in (("convnext_atto", 1000), ("seven.safetensors", 7), ("convnext_tiny.in22k", 21841)):
+        assert main(["explain", name, "--architecture", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["parts"][-1]["out"] == [classes]
+    assert main(["explain", "convnext_atto", "--architecture"]) == 0
+    assert "d7x7, 40" in capsys.readouterr().out
+
+
+def test_the_similarity_of_two_runs(runs: list[str], capsys: Capture) -> None:
+    assert main(["explain", *runs, "--similarity", "--data", "photos", "--json", "--device", "cpu"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["models"], document["images"]) == (runs, 32)
+    assert (len(document["values"]), len(document["values"][0])) == (6, 5)
+    assert Path(document["figure"]).exists()
+    assert main(["explain", runs[0], "--similarity", "--device", "cpu"]) == 0
+    assert "columns: first, untrained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["a", "b", "c", "--architecture"], "--architecture"),
+        (["a", "b", "c", "--similarity"], "--similarity"),
+        (["convnext_tinny", "--architecture"], "convnext_tiny"),
+        (["convnext_tiny", "--architecture", "--image-size", "16"], "16x16"),
+        (["convnext_tiny", "--architecture", "--image-size", "0"], "0"),
+        (["convnext_tiny", "--architecture", "--similarity"], "--architecture and --similarity"),
+        (["convnext_tiny.nothing", "--architecture"], "nothing"),
+        (["torchvision/resnet18", "--architecture"], "torchvision/resnet18"),
+        (["roadmap_micro/resnet", "--similarity", "--data", "nowhere"], "nowhere"),
+        (["roadmap_micro/resnet", "--similarity", "--image-size", "64"], "--image-size"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    arguments: list[str], named: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", *arguments]) == 2
+    said = capsys.readouterr()
+    assert named in said.err
+    assert said.out == ""

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 import convnext
 from convnext.cli import main
 from convnext.errors import RunError
-from convnext.explanation.activity import NetworkActivity, block_activity, cosine_distance
+from convnext.explanation.activity import Activity, NetworkActivity, behind, block_activity, cosine_distance, hidden_of
 from convnext.explanation.activity_figure import draw_activity
-from convnext.explanation.hidden import behind, hidden_of
 from tests.conftest import MakeFolder
 from tests.runs import MakeRun
 
@@ -144,7 +143,7 @@ def test_the_figure_has_a_line_for_each_network() -> None:
     for name, weights in (("convnext_atto", "trained"), ("roadmap_micro/resnet", "untrained")):
         model = convnext.create_model(name, num_classes=3).eval()
         networks.append(NetworkActivity(name, weights, "noise", block_activity(model, torch.randn(1, 3, 64, 64))))
-    figure = draw_activity(networks)
+    figure = draw_activity(Activity(tuple(networks), ()))
     for axes in figure.axes:
         assert len(axes.lines) == 2
         assert axes.get_ylim()[0] == 0

@@ -14,6 +14,7 @@ from convnext.cli import main
 from convnext.errors import RunError, UsageError
 from convnext.explanation.networks import Studied, is_built, open_studied, untrained_twin
 from convnext.explanation.receptive_field import StageField, receptive_field, stage_fields
+from convnext.explanation.receptive_field_figure import draw_fields
 from convnext.inference.trained import Trained
 from tests.conftest import MakeFolder
 from tests.runs import MakeRun
@@ -180,7 +181,7 @@ def test_the_table_has_the_held_out_images(run: str, capsys: Capture) -> None:
 
 
 def test_no_text_of_the_figure_is_cut_off_or_covered(run: str) -> None:
-    figure = receptive_field([run, run]).draw()
+    figure = draw_fields(receptive_field([run, run]))
     figure.draw_without_rendering()
     whole = figure.bbox
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text() and text.get_visible()]

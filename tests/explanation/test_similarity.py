@@ -14,7 +14,6 @@ from convnext.errors import RunError, UsageError
 from convnext.explanation.cka import MinibatchCKA, centred_gram, evenly
 from convnext.explanation.similarity import Similarity, compare, points, similarity, similarity_table
 from convnext.explanation.similarity_figure import draw_similarity
-from convnext.explanation.structure import structure
 from convnext.plotting import render
 
 MakeFolder = Callable[[dict[str, int]], Path]
@@ -195,7 +194,7 @@ def test_too_few_pictures_are_refused(make_folder: MakeFolder) -> None:
 def test_a_network_without_blocks_is_compared_by_its_convolutions() -> None:
     with torch.device("meta"):
         vgg = convnext.create_model("torchvision/vgg11")
-    found = points(structure(vgg))
+    found = points(vgg, torch.empty(1, 3, 224, 224, device="meta"))
     assert len(found) == 8
     assert [point.stage for point in found if point.is_end] == [1, 2, 3, 4, 5]
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
@@ -12,15 +12,12 @@ from tyro.conf import Positional
 from convnext.cli.options import note, print_json
 from convnext.errors import RunError, UsageError
 
-if TYPE_CHECKING:
-    from convnext.explanation.found import Found
-
 OVER_IMAGES = ("--receptive-field", "--activity", "--similarity")  # what averages over the images of --data
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The words of one call."""
+class Request:
+    """The arguments of one call."""
 
     run: str
     others: tuple[str, ...]
@@ -35,7 +32,7 @@ class Asked:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All the networks, where the other words are networks as well."""
+        """The models, in modes that take several."""
         return (self.run, *self.others)
 
 
@@ -81,15 +78,15 @@ def explain(
         image_size: pixels a side of the image that --architecture counts for; None for the run's own, or else 224.
         trust: open a .pt2 file that was not exported here as well, though it can run any code.
     """
-    kinds: dict[str, tuple[bool, Callable[[Asked], None]]] = {
+    modes: dict[str, tuple[bool, Callable[[Request], None]]] = {
         "--receptive-field": (receptive_field, show_receptive_field),
         "--kernels": (kernels, show_kernels),
         "--activity": (activity, show_activity),
         "--architecture": (architecture, show_architecture),
         "--similarity": (similarity, show_similarity),
     }
-    asked = Asked(run, others, out, top, label, data, json, device, image_size, trust)
-    chosen = [(option, show) for option, (wanted, show) in kinds.items() if wanted]
+    request = Request(run, others, out, top, label, data, json, device, image_size, trust)
+    chosen = [(option, show) for option, (wanted, show) in modes.items() if wanted]
     if len(chosen) > 1:
         raise UsageError(
             f"{' and '.join(option for option, _ in chosen)} are two things to look at: call once for each"
@@ -103,12 +100,12 @@ def explain(
         raise UsageError("--image-size is for --architecture: leave it out, or add that")
     if trust and option:
         raise UsageError(f"--trust is for maps over pictures, and {option} looks into no exported file: leave it out")
-    show(asked)
+    show(request)
 
 
-def show_maps(asked: Asked) -> None:
+def show_maps(request: Request) -> None:
     """Maps over pictures."""
-    if not asked.others:
+    if not request.others:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
     from convnext.console import console_on, image_progress, say_warnings
     from convnext.explanation.explanations import explain_each, open_explained
@@ -118,30 +115,30 @@ def show_maps(asked: Asked) -> None:
     from convnext.inference.output import named_images, percent, printable
     from convnext.plotting import write_figure
 
-    paths = list(named_images(asked.others, sys.stdin))
+    paths = list(named_images(request.others, sys.stdin))
     if not paths:
         raise UsageError("no images: standard input lists none")
-    classifier = open_explained(asked.run, asked.device, asked.trust)
+    classifier = open_explained(request.run, request.device, request.trust)
     say_warnings(classifier.notes, console_on(sys.stderr))
-    folder, names = asked.out or default_folder(asked.run), FigureNames()
+    folder, names = request.out or default_folder(request.run), FigureNames()
     entries, unreadable = [], []
     try:
-        with pillow_warnings(), image_progress(asked.run, len(paths)) as show:
-            for explanation in explain_each(classifier, paths, asked.label, asked.top):
+        with pillow_warnings(), image_progress(request.run, len(paths)) as show:
+            for explanation in explain_each(classifier, paths, request.label, request.top):
                 figure = None
                 if explanation.error:
                     unreadable.append(printable(f"{explanation.path}: {explanation.error}"))
                 else:
                     figure = folder / f"{names.of(explanation.path)}.png"
-                    write_figure(draw_explanation(explanation, asked.run), figure)
-                    if not asked.json:
+                    write_figure(draw_explanation(explanation, request.run), figure)
+                    if not request.json:
                         found = f"{explanation.label} {percent(explanation.probability or 0)}"
                         print(printable(f"{explanation.path}: {found}: {figure}"))
                 entries.append(explanation.to_dict() | {"figure": None if figure is None else str(figure)})
                 show(len(entries))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Interrupted after {len(entries)} images; their figures are in {folder}") from None
-    if asked.json:
+    if request.json:
         print_json(entries)
     if len(unreadable) < len(entries):
         note(f"Figures, as .png and .svg: {folder}")
@@ -150,66 +147,86 @@ def show_maps(asked: Asked) -> None:
         raise RunError(f"{len(unreadable):,} of {len(entries):,} images could not be read, they are named above")
 
 
-def show_receptive_field(asked: Asked) -> None:
+def show_receptive_field(request: Request) -> None:
     """Effective receptive fields."""
-    from convnext.explanation.receptive_field import receptive_field
+    from convnext.explanation.receptive_field import receptive_field, receptive_field_table
+    from convnext.explanation.receptive_field_figure import draw_fields
 
-    show_found(receptive_field(asked.names, asked.data, asked.device), asked)
+    found = receptive_field(request.names, request.data, request.device)
+    show(request, "receptive-field", found.to_dict, receptive_field_table, draw_fields, found)
 
 
-def show_kernels(asked: Asked) -> None:
+def show_kernels(request: Request) -> None:
     """Depthwise kernels."""
-    from convnext.explanation.depthwise_kernels import depthwise_kernels
+    from convnext.explanation.depthwise_kernels import depthwise_kernels, kernels_table
+    from convnext.explanation.depthwise_kernels_figure import draw_kernels
 
-    if asked.others:
-        raise UsageError(f"--kernels shows one network, {len(asked.names)} were named: call once for each")
-    show_found(depthwise_kernels(asked.run), asked)
+    if request.others:
+        raise UsageError(f"--kernels takes one model, {len(request.names)} were given: call once for each")
+    found = depthwise_kernels(request.run)
+    show(request, "kernels", found.to_dict, kernels_table, draw_kernels, found)
 
 
-def show_activity(asked: Asked) -> None:
+def show_activity(request: Request) -> None:
     """Channel activity."""
-    from convnext.explanation.activity import activity
+    from convnext.explanation.activity import activity, activity_table
+    from convnext.explanation.activity_figure import draw_activity
 
-    show_found(activity(asked.names, asked.data, asked.device), asked)
+    found = activity(request.names, request.data, request.device)
+    show(request, "activity", found.to_dict, activity_table, draw_activity, found)
 
 
-def show_architecture(asked: Asked) -> None:
-    """The drawing of one network, or of two with what differs."""
-    one_or_two(asked, "--architecture")
+def show_architecture(request: Request) -> None:
+    """The drawing of one model, or of two with what differs."""
     from convnext.explanation.architecture import architecture
-    from convnext.explanation.difference import difference_of
+    from convnext.explanation.architecture_figure import draw_architecture
+    from convnext.explanation.difference import architecture_table, difference_document
+    from convnext.explanation.networks import without_weights
 
-    if asked.others:
-        show_found(difference_of(asked.run, asked.others[0], asked.image_size), asked)
-    else:
-        show_found(architecture(asked.run, asked.image_size), asked)
-
-
-def show_similarity(asked: Asked) -> None:
-    """The similarity of two networks' feature maps."""
-    one_or_two(asked, "--similarity")
-    from convnext.explanation.similarity import similarity
-
-    show_found(similarity(*asked.names, data=asked.data, device=asked.device), asked)
+    check_number(request, "--architecture")
+    opened = [without_weights(name) for name in request.names]
+    size = opened[0][1] if request.image_size is None else request.image_size
+    models = [architecture(model, name, size) for name, (model, _) in zip(request.names, opened, strict=True)]
+    name = "architecture" if len(models) == 1 else "difference"
+    document = models[0].to_dict if len(models) == 1 else lambda: difference_document(*models)
+    show(request, name, document, architecture_table, draw_architecture, *models)
 
 
-def one_or_two(asked: Asked, option: str) -> None:
-    """Refuse more networks than can be put beside each other."""
-    if len(asked.names) > 2:
-        raise UsageError(f"{option} is for one network or two, {len(asked.names)} were named")
+def show_similarity(request: Request) -> None:
+    """The similarity of the feature maps of two models."""
+    from convnext.explanation.similarity import similarity, similarity_table
+    from convnext.explanation.similarity_figure import draw_similarity
+
+    check_number(request, "--similarity")
+    found = similarity(*request.names, data=request.data, device=request.device)
+    show(request, "similarity", found.to_dict, similarity_table, draw_similarity, found)
 
 
-def show_found(found: "Found", asked: Asked) -> None:
-    """The figure in its folder, the table or the document on stdout, the rest on stderr."""
+def check_number(request: Request, option: str) -> None:
+    """Refuse more models than can be compared."""
+    if len(request.names) > 2:
+        raise UsageError(f"{option} takes one model or two, {len(request.names)} were given")
+
+
+def show(
+    request: Request,
+    file: str,
+    document: Callable[[], dict[str, Any]],
+    table: Callable[..., Any],
+    draw: Callable[..., Any],
+    *found: Any,
+) -> None:
+    """Write the figure of a result; print its table or its document on stdout, the rest on stderr."""
     from convnext.console import console_on, say_warnings
     from convnext.explanation.found import default_folder
     from convnext.plotting import write_figure
 
-    say_warnings(found.notes, console_on(sys.stderr))
-    path = (asked.out or default_folder(asked.run)) / f"{found.file}.png"
-    write_figure(found.draw(), path)
-    if asked.json:
-        print_json(found.to_dict() | {"figure": str(path)})
+    for result in found:
+        say_warnings(getattr(result, "notes", ()), console_on(sys.stderr))
+    path = (request.out or default_folder(request.run)) / f"{file}.png"
+    write_figure(draw(*found), path)
+    if request.json:
+        print_json(document() | {"figure": str(path)})
     else:
-        console_on(sys.stdout).print(found.table())
+        console_on(sys.stdout).print(table(*found))
     note(f"Figure, as .png and .svg: {path}")

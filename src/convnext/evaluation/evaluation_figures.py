@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from convnext.plotting import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE
+from convnext.plotting import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, shortened
 from convnext.training.metrics import CalibrationBin
 
 NAMED = 50  # classes up to which each has its name at the axes
@@ -106,12 +106,3 @@ def draw_reliability(bins: Sequence[CalibrationBin], ece: float, title: str) -> 
         heading = f"{title}, expected calibration error {ece:.4f} over {len(bins)} bins"
         figure.suptitle(heading, fontsize=10, parse_math=False)
         return figure
-
-
-def shortened(text: str, letters: int) -> str:
-    """A text of at most so many letters; of a long one the beginning and the end, which tell names and paths apart."""
-    text = " ".join(text.split())
-    if len(text) <= letters:
-        return text
-    end = (letters - 1) // 2
-    return f"{text[: letters - 1 - end]}…{text[-end:]}"

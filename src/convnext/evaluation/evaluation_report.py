@@ -33,8 +33,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     Raises:
         RunError: the disk is full, or the folder cannot be written to.
     """
-    from convnext.evaluation.evaluation_figures import draw_confusion, draw_reliability, shortened
-    from convnext.plotting import write_figure
+    from convnext.evaluation.evaluation_figures import draw_confusion, draw_reliability
+    from convnext.plotting import shortened, write_figure
 
     metrics, classes = evaluation.metrics, evaluation.trained.classes
     title = "\n".join(

@@ -1,24 +1,27 @@
 """Channel activity: how many channels of each block are dead or saturated, and how alike they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
 from convnext.errors import RunError, UsageError
+from convnext.explanation.feature_maps import as_map, watching
 from convnext.explanation.found import plain_table
-from convnext.explanation.hidden import behind, hidden_of
 from convnext.explanation.networks import SEED
 from convnext.explanation.study_images import subjects
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from convnext.models.convnext import Block
+from convnext.models.design import DesignBlock
+from convnext.models.layers import to_nchw
+from convnext.training.build import blocks
 
 BATCH = 4  # images at a time
 DEAD = 0.1  # of the block's root mean square: a channel that is nowhere above it is dead
+ACTIVATIONS = ("GELU", "GELU2d", "ReLU", "ReLU6", "SiLU", "Swish", "Hardswish", "HardSwish", "LeakyReLU", "Mish")
 SATURATED = 0.95  # of all positions: a channel that is above the root mean square there is saturated
 
 
@@ -65,7 +68,7 @@ class NetworkActivity:
 
 @dataclass(frozen=True)
 class Activity:
-    """What `convnext explain --activity` found: the document, the table and the figure.
+    """The activity of some networks.
 
     Attributes:
         networks: each untrained and, where it is, trained.
@@ -86,31 +89,6 @@ class Activity:
             "networks": networks,
             "notes": [*self.notes],
         }
-
-    def table(self) -> Table:
-        """A row a block."""
-        rows = [
-            (
-                network.name,
-                network.weights,
-                block.block,
-                block.behind,
-                str(block.channels),
-                f"{100 * block.dead:.1f}",
-                f"{100 * block.saturated:.1f}",
-                f"{block.distance:.3f}",
-            )
-            for network in self.networks
-            for block in network.blocks
-        ]
-        columns = ("network", "weights", "block", "behind", "channels", "dead, %", "saturated, %", "cosine distance")
-        return plain_table("activity of the blocks' hidden channels", columns, rows, words=4)
-
-    def draw(self) -> "Figure":
-        """Each share by depth, a line a network."""
-        from convnext.explanation.activity_figure import draw_activity
-
-        return draw_activity(self.networks)
 
 
 def activity(names: Sequence[str], data: str | None = None, device: str = "auto") -> Activity:
@@ -209,3 +187,73 @@ def block_activity(model: nn.Module, images: Tensor) -> tuple[BlockActivity, ...
         raise UsageError(f"{type(model).__name__} has no blocks whose activations can be told")
     inner = dict(model.named_modules())
     return tuple(tally.result(name, behind(inner[name])) for name, tally in tallies.items())
+
+
+def hidden_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The hidden channels of every block by its name, (N, C, P), for images (N, C, H, W)."""
+    hidden: dict[str, Tensor] = {}
+    inner = blocks(model)
+    own = {name: block for name, block in inner.items() if isinstance(block, Block | DesignBlock)}
+    activations = {
+        f"{name} {part}": module
+        for name, block in inner.items()
+        for part, module in block.named_modules()
+        if name not in own and type(module).__name__ in ACTIVATIONS
+    }
+
+    def see(place: str, output: Any) -> None:
+        name, seen = place.partition(" ")[0], as_map(output, (images.shape[2], images.shape[3]))
+        if seen is not None and (name not in hidden or seen.shape[1] >= hidden[name].shape[1]):
+            hidden[name] = seen.flatten(2)
+
+    with torch.inference_mode(), read_by_last_layers(own, hidden), watching(activations, see):
+        model(images)
+    return {name: hidden[name] for name in inner if name in hidden}
+
+
+@contextmanager
+def read_by_last_layers(own: Mapping[str, nn.Module], hidden: dict[str, Tensor]) -> Iterator[None]:
+    """Have what the last layers of this package's blocks read put into ``hidden``, by the block's name."""
+
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            read = to_nchw(inputs[0]) if type(layer) is nn.Linear else inputs[0]
+            hidden[name] = read.flatten(2)
+
+        return hook
+
+    last = {name: block.get_submodule("pwconv2") for name, block in own.items()}
+    handles = [layer.register_forward_pre_hook(hook_of(name)) for name, layer in last.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def behind(block: nn.Module) -> str:
+    """What a block's hidden channels are taken behind."""
+    if isinstance(block, Block):
+        return "GELU" if isinstance(block.grn, nn.Identity) else "GRN"
+    kinds = [type(module).__name__ for module in block.modules()]
+    return [kind for kind in kinds if kind in ACTIVATIONS][-1].removesuffix("2d")
+
+
+def activity_table(found: Activity) -> Table:
+    """One row per block."""
+    rows = [
+        (
+            network.name,
+            network.weights,
+            block.block,
+            block.behind,
+            str(block.channels),
+            f"{100 * block.dead:.1f}",
+            f"{100 * block.saturated:.1f}",
+            f"{block.distance:.3f}",
+        )
+        for network in found.networks
+        for block in network.blocks
+    ]
+    columns = ("network", "weights", "block", "behind", "channels", "dead, %", "saturated, %", "cosine distance")
+    return plain_table("activity of the blocks' hidden channels", columns, rows, words=4)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from convnext.explanation.activity import NetworkActivity
+from convnext.explanation.activity import Activity, NetworkActivity
 from convnext.explanation.found import shown
 from convnext.plotting import BLUE, GREY, ORANGE, STYLE
 
@@ -16,8 +16,9 @@ MARKERS = "osD^vP"
 NAMED = 40  # blocks up to which each has its name at the axis
 
 
-def draw_activity(networks: Sequence[NetworkActivity]) -> Figure:
+def draw_activity(found: Activity) -> Figure:
     """Three panels by depth: shares of dead and of saturated channels, and how far channels are apart."""
+    networks = found.networks
     names = list(dict.fromkeys(network.name for network in networks))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 7.4), layout="constrained")

@@ -1,205 +1,274 @@
-"""A network's architecture, whatever it is named by: its structure, as a table and as plain data."""
+"""The architecture of this package's models, stage by stage, and what differs between two of them."""
 
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
-from convnext.console import table_of
 from convnext.errors import UsageError
-from convnext.explanation.networks import IMAGE_SIZE, open_studied
-from convnext.explanation.operator_names import TIMES
-from convnext.explanation.structure import Block, Part, Structure, structure
-from convnext.inference.model_opening import is_trained
-from convnext.models import Design, create_model, is_reference
-from convnext.models.convnext import VARIANTS
+from convnext.models import Design
+from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
+from convnext.models.cost import run_on_meta
+from convnext.models.layers import DropPath, GlobalResponseNorm, PointwiseLinear
 from convnext.quantities import quantity
-from convnext.weights.pretrained import checkpoint
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+MAX_IMAGE_SIZE = 8192  # pixels
+NORMS = {nn.LayerNorm: "LN", nn.BatchNorm2d: "BN", nn.BatchNorm1d: "BN", GlobalResponseNorm: "GRN"}
 
-LARGEST_IMAGE = 8192  # pixels a side; nothing is computed, but a slip should not be taken seriously
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: ``out`` is (H, W, C) or (C,); ``inputs`` are the places of the layers whose outputs it takes."""
+
+    place: int
+    kind: str
+    text: str
+    module: str
+    out: tuple[int, ...]
+    inputs: tuple[int, ...]
+    in_channels: int | None = None
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    drop_rate: float = 0.0
+    params: int = 0
+    macs: int = 0
+    on_shortcut: bool = False
+
+    @property
+    def family(self) -> str:
+        """Equal for layers of two models that are compared: a 1x1 convolution is a linear layer."""
+        return "linear" if set(self.kernel) == {1} else self.kind
+
+    @property
+    def function(self) -> tuple[object, ...]:
+        """Equal for layers that differ in width alone."""
+        return (self.family, self.kernel, self.stride, self.groups > 1, self.on_shortcut)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers in the order of computation, those of the shortcut right before the addition."""
+
+    module: str
+    class_name: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def signature(self) -> list[str]:
+        """Equal for blocks that compute the same function with other weights."""
+        return [layer.text for layer in self.layers if layer.kind != "drop"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The stem, a stage, the downsampling between two stages, or the head."""
+
+    kind: str
+    title: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of all blocks."""
+        return [layer for block in self.blocks for layer in block.layers]
+
+    def summary(self) -> list[str]:
+        """The size of the output, the parameters and the multiply-accumulates, as text."""
+        costs = totals(self.layers)
+        return [size(costs["out"]), f"{quantity(costs['params'])} params", f"{quantity(costs['macs'])} MACs"]
+
+    def groups(self) -> list[tuple[str, Block]]:
+        """Each kind of block once, the last of its kind, with its count; the most frequent kind first."""
+        counts = Counter(tuple(block.signature) for block in self.blocks)
+        last = {tuple(block.signature): block for block in self.blocks}
+        return [
+            (f"{count} \N{MULTIPLICATION SIGN} " if count > 1 else "", last[key]) for key, count in counts.most_common()
+        ]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network as it is drawn.
-
-    Attributes:
-        name: what it was named by.
-        structure: its parts, blocks and layers, with their costs.
-        design: its choices, where it is a step of the roadmap.
-        notes: what should be said.
-    """
+    """A model's parts in order, with the design that it was built from where it has one."""
 
     name: str
-    structure: Structure
+    image_size: tuple[int, int]
+    parts: tuple[Part, ...]
     design: Design | None = None
-    notes: tuple[str, ...] = ()
-    file = "architecture"
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of all parts."""
+        return [layer for part in self.parts for layer in part.layers]
 
     def to_dict(self) -> dict[str, Any]:
-        """The architecture as plain data: the document of ``convnext explain --architecture --json``."""
-        found = self.structure
-        return {
-            "name": self.name,
-            "image_size": list(found.image_size),
-            "params": found.params,
-            "macs": found.macs,
-            "unused_params": found.unused,
-            "parts": [
+        """The document of ``convnext explain --architecture --json``."""
+        costs = totals(self.layers)
+        document = {"name": self.name, "image_size": list(self.image_size), "unused_params": {}, "parts": []}
+        for part in self.parts:
+            blocks = [
                 {
-                    "kind": part.kind,
-                    "title": part.title,
-                    "depth": len(part.blocks) if part.kind == "stage" else None,
-                    "out": list(part.shape),
-                    "params": part.params,
-                    "macs": part.macs,
-                    "blocks": [block_dict(block) for block in part.blocks],
+                    "module": block.module,
+                    "class": block.class_name,
+                    "layers": list(map(dataclasses.asdict, block.layers)),
                 }
-                for part in found.parts
-            ],
-        }
-
-    def table(self) -> Table:
-        """A row a part."""
-        return architecture_table(self)
-
-    def draw(self) -> "Figure":
-        """The parts from left to right, each block's layers from top to bottom."""
-        from convnext.explanation.architecture_figure import draw_architecture
-
-        return draw_architecture(self)
+                | totals(block.layers)
+                for block in part.blocks
+            ]
+            depth = len(blocks) if part.kind == "stage" else None
+            facts = {"kind": part.kind, "title": part.title, "depth": depth, "blocks": blocks}
+            document["parts"].append(facts | totals(part.layers))
+        return document | {"params": costs["params"], "macs": costs["macs"]}
 
 
-def block_dict(block: Block) -> dict[str, Any]:
-    """A block as plain data."""
-    return {
-        "module": block.path,
-        "class": block.name,
-        "out": list(block.shape),
-        "params": block.params,
-        "macs": block.macs,
-        "layers": [{"place": layer.place} | layer.to_dict() for layer in block.layers],
-    }
+def totals(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Output size and costs of successive layers."""
+    params, macs = (sum(getattr(layer, what) for layer in layers) for what in ("params", "macs"))
+    return {"out": list(layers[-1].out), "params": params, "macs": macs}
 
 
-def architecture(network: str | Path | nn.Module | Design, image_size: int | None = None) -> Architecture:
-    """Read a network's architecture out of what it computes for an image.
+def size(out: Sequence[int]) -> str:
+    """An output size: 56 x 56 x 96."""
+    return "\N{MULTIPLICATION SIGN}".join(map(str, out))
+
+
+def architecture(model: nn.Module, name: str, image_size: int = 224) -> Architecture:
+    """Read the layers of a model from one pass on the meta device.
 
     Args:
-        network: a name of :func:`convnext.list_models`, a run's folder or a weights file, a :class:`Design`, or a
-            network itself. Weights that are published are not downloaded: their network is drawn.
-        image_size: pixels a side; by default 224, or what the run was trained with.
+        model: ConvNeXt, isotropic ConvNeXt, or the network of a :class:`Design`.
+        name: its name in figures and tables.
+        image_size: height and width in pixels.
 
     Raises:
-        UsageError: there is no such network, or it takes no images of this size.
-        RunError: a file is damaged.
+        UsageError: the model is not this package's, or the image is too small for it.
     """
-    if image_size is not None and not 1 <= image_size <= LARGEST_IMAGE:
-        raise UsageError(f"image size is {image_size}, needs a number of pixels from 1 to {LARGEST_IMAGE}")
-    notes: tuple[str, ...] = ()
-    if isinstance(network, nn.Module):
-        name, model = type(network).__name__, network
-    elif isinstance(network, Design):
-        name, model = "a Design", built(network, None)
-    elif is_tagged(str(network)):
-        name = str(network)
-        base, classes, published_size = published_form(name)
-        image_size = image_size or published_size
-        model = built(base, image_size, num_classes=classes)
-    elif not is_trained(str(network)):
-        name = str(network)
-        model = built(name, image_size)
+    if not isinstance(model, StagedNetwork | IsotropicConvNeXt):
+        raise UsageError(
+            f"{name} is a {type(model).__name__}: --architecture draws ConvNeXts and the steps of the roadmap; "
+            "ResNet-50, for example, is roadmap_tiny/resnet"
+        )
+    if not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise UsageError(f"image size is {image_size}, needs a number of pixels from 1 to {MAX_IMAGE_SIZE}")
+    read = Reader(model, image_size)
+    if isinstance(model, IsotropicConvNeXt):
+        parts = [read.part("stem", "stem", "stem"), read.stage(1, "blocks", model.blocks)]
     else:
-        trained = open_studied(str(network)).trained
-        assert trained is not None, "what is not built is opened"
-        name, model, notes = str(network), trained.model, trained.notes
-        image_size = image_size or trained.preprocessing.image_size
-    return Architecture(name, structure(model, image_size or IMAGE_SIZE), getattr(model, "design", None), notes)
+        parts = [read.part("stem", "stem", "downsample_layers.0")]
+        for i, stage in enumerate(model.stages):
+            if (
+                i
+                and (
+                    between := read.part("downsampling", f"between stages {i} and {i + 1}", f"downsample_layers.{i}")
+                ).layers
+            ):
+                parts.append(between)
+            parts.append(read.stage(i + 1, f"stages.{i}", stage))
+    pool = read.layer("pool", "global average pool", "", parts[-1].layers[-1].out[-1:])  # not a module
+    head = [pool, *read.part("head", "head", "norm").layers, *read.part("head", "head", "head").layers]
+    parts.append(Part("head", "head", (Block("", "", tuple(head)),)))
+    return Architecture(name, (image_size, image_size), tuple(parts), getattr(model, "design", None))
 
 
-def has_own_size(name: str) -> bool:
-    """Whether a name means weights, which were trained with images of some size."""
-    return is_tagged(name) or is_trained(name)
+class Reader:
+    """Turns the modules that one pass calls into layers, part by part in the order of computation."""
+
+    def __init__(self, model: nn.Module, image_size: int) -> None:
+        self.place = -1  # of the last layer; -1 is the image
+        self.out: tuple[int, ...] = ()  # of the last layer
+        self.calls: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+        hooks = [
+            module.register_forward_hook(self.recorder(name))
+            for name, module in model.named_modules()
+            if not isinstance(module, nn.Identity | nn.Sequential | nn.ModuleList) and not list(module.children())
+        ]
+        try:
+            run_on_meta(model, image_size)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def recorder(self, name: str) -> Any:
+        """A hook that records a module with the shape of its output, without the batch."""
+
+        def record(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+            self.calls[name] = module, tuple(output.shape[1:])
+
+        return record
+
+    def part(self, kind: str, title: str, path: str) -> Part:
+        """A part without blocks: the modules below a path."""
+        calls = {name: call for name, call in self.calls.items() if f"{name}.".startswith(f"{path}.")}
+        return Part(kind, title, (Block("", "", tuple(self.read(name, *call) for name, call in calls.items())),))
+
+    def stage(self, number: int, path: str, blocks: nn.Module) -> Part:
+        """A stage, from 1 on."""
+        read = (self.block(f"{path}.{name}", block) for name, block in blocks.named_children())
+        return Part("stage", f"stage {number}", tuple(read))
+
+    def block(self, path: str, block: nn.Module) -> Block:
+        """The residual branch with LayerScale and drop path, the shortcut, the addition and what follows it."""
+        entry = branch = self.place
+        names = [name for name, (module, _) in self.calls.items() if name.startswith(f"{path}.") and is_active(module)]
+        shortcut = [name for name in names if name.startswith(f"{path}.shortcut.")]
+        final = [name for name in names if name == f"{path}.final_act"]
+        drop = [name for name in names if name == f"{path}.drop_path"]
+        layers = [self.read(name, *self.calls[name]) for name in names if name not in shortcut + final + drop]
+        out, gamma = layers[-1].out, getattr(block, "gamma", None)
+        if gamma is not None:
+            layers.append(self.layer("scale", "LayerScale", path, out, params=gamma.numel()))
+        layers += [self.read(name, *self.calls[name]) for name in drop]
+        branch = source = self.place
+        for i, name in enumerate(shortcut):
+            inputs = (entry if i == 0 else self.place,)
+            layers.append(dataclasses.replace(self.read(name, *self.calls[name]), inputs=inputs, on_shortcut=True))
+        source = self.place if shortcut else entry
+        layers.append(dataclasses.replace(self.layer("add", "+", path, out), inputs=(branch, source)))
+        layers += [self.read(name, *self.calls[name]) for name in final]
+        return Block(path, type(block).__name__, tuple(layers))
+
+    def layer(self, kind: str, text: str, module: str, out: tuple[int, ...], **facts: Any) -> Layer:
+        """The next layer, after the one before it."""
+        self.place, self.out = self.place + 1, out
+        return Layer(self.place, kind, text, module, out, (self.place - 1,), **facts)
+
+    def read(self, name: str, module: nn.Module, shape: tuple[int, ...]) -> Layer:
+        """The layer of one leaf module, whose output has a shape (C, H, W), (H, W, C) or (C,)."""
+        is_nchw = isinstance(module, nn.Conv2d | nn.MaxPool2d | PointwiseLinear)
+        changes_size = is_nchw or isinstance(module, nn.Linear)
+        out = self.out if not changes_size else (*shape[1:], shape[0]) if is_nchw else shape
+        facts: dict[str, Any] = {"params": sum(parameter.numel() for parameter in module.parameters())}
+        if isinstance(module, nn.Conv2d):
+            side, step, groups = module.kernel_size[0], module.stride[0], module.groups
+            text = f"{'d' * (groups > 1)}{side}x{side}, {out[-1]}" + f", /{step}" * (step > 1)
+            facts |= {
+                "kernel": (side, side),
+                "stride": (step, step),
+                "groups": groups,
+                "in_channels": module.in_channels,
+            }
+            return self.layer("convolution", text, name, out, macs=module.weight.numel() * out[0] * out[1], **facts)
+        if isinstance(module, nn.Linear):
+            positions, text = (out[0] * out[1], "1x1") if len(out) == 3 else (1, "linear")
+            facts |= {"in_channels": module.in_features, "macs": module.weight.numel() * positions}
+            return self.layer("linear", f"{text}, {out[-1]}", name, out, **facts)
+        if isinstance(module, nn.MaxPool2d):
+            side, step = int(module.kernel_size), int(module.stride)  # pyright: ignore[reportArgumentType]
+            return self.layer(
+                "pool", f"{side}x{side} max-pool, /{step}", name, out, kernel=(side, side), stride=(step, step)
+            )
+        if isinstance(module, DropPath):
+            return self.layer("drop", "drop path", name, out, drop_rate=module.rate)
+        norm = next((text for kind, text in NORMS.items() if isinstance(module, kind)), None)
+        return self.layer(
+            "norm" if norm else "activation", norm or type(module).__name__.removesuffix("2d"), name, out, **facts
+        )
 
 
-def is_tagged(name: str) -> bool:
-    """Whether a name means weights that a library or the authors publish: NETWORK.TAG."""
-    network = name.partition(".")[0]
-    return not Path(name).exists() and "." in name and (network in VARIANTS or is_reference(network))
-
-
-def published_form(name: str) -> tuple[str, int, int]:
-    """The network that published weights NETWORK.TAG are of, without fetching them: its name, classes, image size.
-
-    Raises:
-        UsageError: there are no such weights.
-    """
-    network, _, tag = name.partition(".")
-    if not is_reference(name):
-        row = checkpoint(network, tag)
-        return row.variant, row.classes, row.image_size
-    import timm
-
-    known = timm.list_pretrained(f"{network.partition('/')[2]}.*") if network.startswith("timm/") else []
-    if name.partition("/")[2] not in known:
-        there = ", ".join(f"timm/{one}" for one in known) or f"none; leave {tag!r} out to draw {network}"
-        raise UsageError(f"no weights {name}: it has {there}")
-    published: Any = timm.get_pretrained_cfg(name.partition("/")[2])
-    return network, published.num_classes, published.input_size[-1]
-
-
-def built(network: str | Design, image_size: int | None, **options: int) -> nn.Module:
-    """A network without weights, or with some where it cannot be built without."""
-    if image_size and is_reference(str(network)):
-        options["image_size"] = image_size
-    try:
-        with torch.device("meta"):
-            return create_model(network, **options)
-    except NotImplementedError:  # its constructor computes with values
-        return create_model(network, **options)
-
-
-def map_size(shape: tuple[int, ...]) -> str:
-    """Positions and channels as people write them: 56×56×96, 197 tokens × 192, 1000."""
-    if len(shape) == 2:
-        return f"{shape[0]} tokens {TIMES} {shape[1]}"
-    return TIMES.join(map(str, shape))
-
-
-def blocks_in_words(part: Part) -> str:
-    """A part's blocks, a line for each kind: how many, and their layers in order."""
-    lines = []
-    for group in part.distinct():
-        longest = max(group, key=lambda block: len(block.layers))
-        texts = [layer.text for layer in longest.layers]
-        lines.append((f"{len(group)} {TIMES} " if part.kind == "stage" else "") + " · ".join(texts))
-    return "\n".join(lines)
-
-
-def architecture_table(shown: Architecture) -> Table:
-    """An architecture for a terminal: a row a part."""
-    found = shown.structure
-    height, width = found.image_size
-    title = f"{shown.name}, one image of {height}{TIMES}{width} pixels"
-    table = table_of(Text(title), title_justify="left")
-    table.add_column("part", no_wrap=True)
-    table.add_column("map", no_wrap=True)
-    table.add_column("params", justify="right", no_wrap=True)
-    table.add_column("MACs", justify="right", no_wrap=True)
-    table.add_column("layers")
-    for part in found.parts:
-        row = (part.title, map_size(part.shape), quantity(part.params), quantity(part.macs))
-        table.add_row(*row, Text(blocks_in_words(part)))
-    if found.unused:
-        names = ", ".join(list(found.unused)[:3])
-        table.add_row("not used", "", quantity(sum(found.unused.values())), "", Text(f"{names}, ..."))
-    table.add_section()
-    table.add_row("in all", "", quantity(found.params), quantity(found.macs))
-    return table
+def is_active(module: nn.Module) -> bool:
+    """True unless a module is stochastic depth that never drops."""
+    return not isinstance(module, DropPath) or module.rate > 0

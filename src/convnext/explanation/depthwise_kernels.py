@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from convnext.errors import RunError, UsageError
 from convnext.explanation.found import plain_table
 from convnext.explanation.networks import open_studied
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHOWN = 24  # channels of a block on the sheet
 STAGE = re.compile(r"(?:^|\.)stages\.(\d+)\.")  # ours and timm's
@@ -84,24 +81,6 @@ class Kernels:
         blocks = [block.to_dict() for block in self.blocks]
         return {"name": self.name, "shown": SHOWN, "blocks": blocks, "notes": list(self.notes)}
 
-    def table(self) -> Table:
-        """A row a block."""
-        rows = []
-        for block in self.blocks:
-            row = block.to_dict()
-            size = row["kernel_size"]
-            shares = ("-" if row[key] is None else f"{100 * row[key]:.0f} %" for key in ("beyond_1x1", "beyond_3x3"))
-            rms = f"{row['root_mean_square']:.4f}"
-            rows.append((str(block.stage), str(block.block), f"{size}x{size}", str(row["channels"]), rms, *shares))
-        columns = ("stage", "block", "kernel", "channels", "root mean square", "beyond the centre", "beyond 3x3")
-        return plain_table(f"{self.name}: squared weights by place", columns, rows, words=3)
-
-    def draw(self) -> "Figure":
-        """The sheet: the first and the last block of each stage."""
-        from convnext.explanation.depthwise_kernels_figure import draw_kernels
-
-        return draw_kernels(self)
-
 
 def depthwise_kernels(name: str) -> Kernels:
     """The depthwise kernels of a network.
@@ -142,3 +121,16 @@ def kernels_of(model: nn.Module) -> tuple[BlockKernels, ...]:
         blocks.append(BlockKernels(stage, block, name, weights.squeeze(1)))
         last = here
     return tuple(blocks)
+
+
+def kernels_table(found: Kernels) -> Table:
+    """One row per block."""
+    rows = []
+    for block in found.blocks:
+        row = block.to_dict()
+        size = row["kernel_size"]
+        shares = ("-" if row[key] is None else f"{100 * row[key]:.0f} %" for key in ("beyond_1x1", "beyond_3x3"))
+        rms = f"{row['root_mean_square']:.4f}"
+        rows.append((str(block.stage), str(block.block), f"{size}x{size}", str(row["channels"]), rms, *shares))
+    columns = ("stage", "block", "kernel", "channels", "root mean square", "beyond the centre", "beyond 3x3")
+    return plain_table(f"{found.name}: squared weights by place", columns, rows, words=3)

@@ -1,20 +1,15 @@
-"""What a look inside a network leaves for a reader, and where."""
+"""The folder, the tables and the texts that all explanations share."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from convnext.console import table_of
-from convnext.evaluation.evaluation_figures import shortened
 from convnext.explanation.networks import is_built
 from convnext.inference.output import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from convnext.plotting import shortened
 
 
 def default_folder(name: str) -> Path:
@@ -23,32 +18,6 @@ def default_folder(name: str) -> Path:
     if not is_built(name) and (path / "recipe.json").exists():
         return path / "explain"
     return Path("runs") / f"explain-{name.strip('/').replace('/', '-')}"
-
-
-class Found(Protocol):
-    """What a look inside a network found.
-
-    Attributes:
-        file: the figure's name, without suffix.
-        notes: what should be said aloud.
-    """
-
-    file: str
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document of ``--json``."""
-        ...
-
-    def table(self) -> RenderableType:
-        """What is printed."""
-        ...
-
-    def draw(self) -> "Figure":
-        """The figure."""
-        ...
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> Table:

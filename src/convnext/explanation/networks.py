@@ -10,11 +10,13 @@ from torch import nn
 from convnext.data.imagenet import class_names
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError
-from convnext.inference.model_opening import is_published, open_trained
+from convnext.inference.model_opening import is_published, is_trained, open_trained
 from convnext.inference.trained import Trained
 from convnext.models import create_model, is_reference, list_models
+from convnext.models.convnext import VARIANTS
 from convnext.training.build import build
 from convnext.weights.architecture import architecture_of
+from convnext.weights.pretrained import checkpoint
 
 SEED = 0  # of the weights of untrained networks
 IMAGE_SIZE = 224  # px that an untrained network is shown
@@ -102,3 +104,21 @@ def untrained_and_trained(studied: Studied) -> list[tuple[str, nn.Module]]:
     """A network untrained and, where it is, trained; each with the word for it."""
     untrained = ("untrained", untrained_twin(studied))
     return [untrained] if studied.trained is None else [untrained, ("trained", studied.model)]
+
+
+def without_weights(name: str) -> tuple[nn.Module, int]:
+    """A model by name with the image size it was trained at, or 224 px; published weights are not downloaded.
+
+    Raises:
+        UsageError: there is no such run, file or model.
+    """
+    variant, _, tag = name.partition(".")
+    if variant in VARIANTS and tag and not Path(name).exists():
+        row = checkpoint(variant, tag)
+        with torch.device("meta"):
+            return create_model(variant, num_classes=row.classes), row.image_size
+    if is_trained(name):
+        opened = open_trained(name)
+        return opened.model, opened.preprocessing.image_size
+    with torch.device("meta"):
+        return create_model(name), IMAGE_SIZE

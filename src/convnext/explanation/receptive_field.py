@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -13,9 +13,6 @@ from convnext.explanation.feature_maps import as_map, stage_layers, watching
 from convnext.explanation.found import plain_table
 from convnext.explanation.networks import SEED
 from convnext.explanation.study_images import subjects
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BATCH = 5  # images at a time
 SHARES = (0.5, 0.95)  # of the gradient that the squares hold
@@ -122,23 +119,6 @@ class ReceptiveFields:
             "notes": list(self.notes),
         }
 
-    def table(self) -> Table:
-        """A row a stage of each network."""
-        rows = [
-            (network.name, network.weights, stage.stage, "x".join(map(str, stage.positions)), *map(pixels, sides))
-            for network in self.networks
-            for stage in network.stages
-            for sides in ([stage.side(share) for share in SHARES],)
-        ]
-        columns = ("network", "weights", "stage", "map", *(f"{100 * share:.0f} % within, px" for share in SHARES))
-        return plain_table("side of the square that holds the gradient", columns, rows, words=3)
-
-    def draw(self) -> "Figure":
-        """A row a stage, a column a network."""
-        from convnext.explanation.receptive_field_figure import draw_fields
-
-        return draw_fields(self.networks)
-
 
 def receptive_field(names: Sequence[str], data: str | None = None, device: str = "auto") -> ReceptiveFields:
     """The effective receptive field (arXiv 1701.04128) of every stage, trained beside untrained.
@@ -213,3 +193,15 @@ def stage_fields(model: nn.Module, images: Tensor) -> tuple[StageField, ...]:
 def pixels(side: int | None) -> str:
     """A side for a table."""
     return "-" if side is None else str(side)
+
+
+def receptive_field_table(found: ReceptiveFields) -> Table:
+    """One row per stage of each network."""
+    rows = [
+        (network.name, network.weights, stage.stage, "x".join(map(str, stage.positions)), *map(pixels, sides))
+        for network in found.networks
+        for stage in network.stages
+        for sides in ([stage.side(share) for share in SHARES],)
+    ]
+    columns = ("network", "weights", "stage", "map", *(f"{100 * share:.0f} % within, px" for share in SHARES))
+    return plain_table("side of the square that holds the gradient", columns, rows, words=3)

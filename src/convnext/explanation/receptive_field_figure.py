@@ -1,7 +1,5 @@
 """The figure of effective receptive fields: a row a stage, a column a network."""
 
-from collections.abc import Sequence
-
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -9,15 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from convnext.explanation.found import shown
-from convnext.explanation.receptive_field import SHARES, NetworkFields, StageField
+from convnext.explanation.receptive_field import SHARES, ReceptiveFields, StageField
 from convnext.plotting import STYLE
 
 LINES = ("-", "--")  # of the squares that hold the shares
 MOST_LETTERS = 30
 
 
-def draw_fields(networks: Sequence[NetworkFields]) -> Figure:
+def draw_fields(found: ReceptiveFields) -> Figure:
     """Each stage's field in each network, with the squares that hold the shares of it."""
+    networks = found.networks
     rows = max(len(network.stages) for network in networks)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.9 + 2.5 * len(networks), 1.2 + 2.3 * rows), layout="compressed")

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,13 +16,10 @@ from convnext.console import table_of
 from convnext.device import choose_device
 from convnext.errors import UsageError
 from convnext.explanation.cka import LEAST_BATCH, MinibatchCKA, centred_gram, evenly
-from convnext.explanation.feature_maps import watching
+from convnext.explanation.feature_maps import as_map, watching
 from convnext.explanation.networks import Studied, open_studied, untrained_twin
-from convnext.explanation.structure import Structure, structure
 from convnext.explanation.study_images import sample
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from convnext.training.build import blocks
 
 MOST = 128  # images; more change the values little
 
@@ -83,16 +81,6 @@ class Similarity:
             "columns": [point_dict(point) for point in self.columns],
             "values": [[value if math.isfinite(value) else None for value in row] for row in self.values.tolist()],
         }
-
-    def table(self) -> Table:
-        """The values at the ends of the stages."""
-        return similarity_table(self)
-
-    def draw(self) -> "Figure":
-        """The heat map."""
-        from convnext.explanation.similarity_figure import draw_similarity
-
-        return draw_similarity(self)
 
 
 def point_dict(point: Point) -> dict[str, Any]:
@@ -183,8 +171,8 @@ def compare(
     ours: list[Point] = []
     theirs: list[Point] = []
     for images, others in batches:
-        ours = ours or points(structure(first, (images.shape[2], images.shape[3])))
-        theirs = theirs or points(structure(second, (others.shape[2], others.shape[3])))
+        ours = ours or points(first, images)
+        theirs = theirs or points(second, others)
         grams = grams_of(first, ours, images)
         cka.add(grams, grams if second is first and torch.equal(others, images) else grams_of(second, theirs, others))
     if not cka.images:
@@ -192,18 +180,28 @@ def compare(
     return Similarity(names, tuple(ours), tuple(theirs), cka.values(), cka.images, data, notes)
 
 
-def points(found: Structure) -> list[Point]:
-    """The ends of a network's blocks, in order; of a network without blocks, those of its convolutions."""
-    rows: list[Point] = []
-    for stage, part in enumerate(found.stages, start=1):
-        paths = [block.path for block in part.blocks if block.path]
-        if not paths:
-            layers = [layer for block in part.blocks for layer in block.layers]
-            paths = [layer.path for layer in layers if layer.kind in ("convolution", "linear")]
-        rows += [Point(path, stage, i, i == len(paths)) for i, path in enumerate(dict.fromkeys(paths), start=1)]
-    if not rows:
-        raise UsageError("this network has no blocks whose features could be compared")
-    return rows
+def points(model: nn.Module, images: Tensor) -> list[Point]:
+    """The ends of a model's blocks, in order; of a model without blocks, its convolutions.
+
+    A stage of another library's model ends where the next block's feature map has another size.
+    """
+    places = blocks(model) or {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def see(name: str, output: Any) -> None:
+        feature_map = as_map(output, (images.shape[2], images.shape[3]), least=1)
+        sizes[name] = () if feature_map is None else tuple(feature_map.shape[2:])
+
+    with torch.inference_mode(), watching(places, see):
+        model(images[:1])
+    stages = [list(names) for _, names in groupby(sizes, key=lambda name: sizes[name])]
+    if not stages:
+        raise UsageError(f"{type(model).__name__} has no blocks whose features could be compared")
+    return [
+        Point(name, stage, number, number == len(names))
+        for stage, names in enumerate(stages, start=1)
+        for number, name in enumerate(names, start=1)
+    ]
 
 
 @torch.inference_mode()

@@ -8,9 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
 
-from convnext.evaluation.evaluation_figures import shortened
 from convnext.explanation.similarity import Point, Similarity
-from convnext.plotting import STYLE
+from convnext.plotting import STYLE, shortened
 
 CELL, LARGEST = 0.34, 8.0  # inches of a block and, of many, of all
 NUMBERED = 12  # blocks a side up to which the cells have their values in them
