@@ -1,9 +1,13 @@
 """Everything that is printed: consoles on stdout or stderr, tables, warnings, and the one progress display."""
 
+import logging
+import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import IO, Any, Self
 
 from rich import box
@@ -137,3 +141,16 @@ def image_progress(title: str, total: int | None) -> Iterator[Callable[[int], No
             display.update(f"{count} images  {rate} images/s", done / total if total else None)
 
         yield show
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings, logs and progress of other libraries; stdout is for results."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

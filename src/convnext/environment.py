@@ -1,11 +1,15 @@
 """The machine and the versions that a measured figure belongs to."""
 
 import datetime
+import importlib
+import importlib.util
 import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from convnext.errors import UsageError
 
 __version__ = "0.1.0"
 
@@ -57,3 +61,34 @@ def installed_version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def import_extra(package: str, extra: str) -> Any:
+    """Import a package that an extra of this one installs.
+
+    Raises:
+        UsageError: it, or something that it needs itself, is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise not_installed(error.name or package, extra) from error
+
+
+def check_installed(package: str, extra: str) -> None:
+    """Refuse to begin without a package that an extra of this one installs; it is not imported yet.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # a module without a specification
+        found = None
+    if found is None:
+        raise not_installed(package, extra)
+
+
+def not_installed(package: str, extra: str) -> UsageError:
+    """The error for a package that is not installed."""
+    return UsageError(f"{package} is not installed: pip install 'convnext[{extra}]'")

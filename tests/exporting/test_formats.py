@@ -1,8 +1,6 @@
 """Every network in the formats, every precision that a format has, and the shapes that a file may be asked for."""
 
-import json
 import resource
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +13,12 @@ import convnext
 from convnext.cli import main
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError
-from convnext.exporting import aoti_format, onnx_format, torch_format
-from convnext.exporting import exported_model as openings
-from convnext.exporting.card import Card
+from convnext.exporting import onnx_format, torch_format
 from convnext.exporting.formats import FORMATS, format_named
 from convnext.exporting.graph import program_of
 from convnext.exporting.job_types import Order
+from convnext.inference.card import Card
+from convnext.inference.exported import open_exported
 from convnext.models.convnext import VARIANTS
 from convnext.models.design import Design, DesignNetwork
 from convnext.models.roadmap import roadmap
@@ -56,7 +54,7 @@ def written(name: str, format: str, path: Path, **card: Any) -> tuple[nn.Module,
     classes = tuple("abcde")
     facts = Card(format, "fp32", name, classes, Preprocessing.whole(64), size=64, smallest=32)
     FORMATS[format].write(Order(model, replace(facts, **card), path))
-    return model, openings.open_exported(path, trust=True).model
+    return model, open_exported(path, trust=True).model
 
 
 def assert_same(model: nn.Module, exported: nn.Module, *shapes: tuple[int, ...]) -> None:
@@ -128,27 +126,6 @@ def test_precisions(format: str, precision: str, smaller: float, run: Path, tmp_
 
 
 @pytest.mark.slow
-def test_aoti_in_int8(run: Path, tmp_path: Path) -> None:
-    exported = convnext.export(run, "aoti", precision="int8", out=tmp_path / "a.pt2")
-    assert exported.checked.agreement is not None
-    assert exported.checked.agreement >= 0.95
-    assert exported.checked.difference > 1e-5
-    x = prepared(run, 5)
-    with torch.inference_mode():
-        found, expected = convnext.load(exported.path).model(x), convnext.load(run).model(x)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * expected.abs().max().item())
-    with zipfile.ZipFile(exported.path) as archive:
-        (card,) = [entry for entry in archive.namelist() if entry.endswith("/extra/convnext.json")]
-        said = json.loads(archive.read(card))
-    assert json.loads(said["classes"]) == [str(digit) for digit in range(10)]
-    assert said["instructions"] == torch.backends.cpu.get_cpu_capability()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aoti_format, "vector_instructions", lambda: "NEON")  # which no x86 CPU has
-        with pytest.raises(RunError, match=r"for processors with \w+, this one has NEON: export it here"):
-            convnext.load(exported.path)
-
-
-@pytest.mark.slow
 def test_bf16_in_a_program_is_bf16(run: Path, tmp_path: Path) -> None:
     exported = convnext.export(run, "torch", precision="bf16", out=tmp_path / "a.pt2")
     program = torch.export.load(exported.path)
@@ -192,7 +169,7 @@ def test_a_full_disk_leaves_nothing(format: str, run: Path, tmp_path: Path) -> N
 
 
 def test_what_no_runtime_can_do_is_refused_with_what_can() -> None:
-    with pytest.raises(UsageError, match=r"format torch has no int8 .*: onnx, aoti, openvino have it"):
+    with pytest.raises(UsageError, match=r"format torch has no int8 .*: onnx, openvino have it"):
         format_named("torch", "int8")
 
 

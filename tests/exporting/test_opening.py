@@ -20,10 +20,11 @@ from convnext.cli import main
 from convnext.data import load_data
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError, WeightsWarning
-from convnext.exporting.card import Card, read_card
-from convnext.exporting.exported_model import is_exported
-from convnext.exporting.graph import PicturesGraph, batches_of, input_of
+from convnext.exporting.graph import PicturesGraph, batches_of
+from convnext.inference.card import Card, read_card
+from convnext.inference.exported import is_exported
 from convnext.inference.model_opening import open_trained
+from convnext.inference.runtime import input_of
 from tests.conftest import MakeFolder
 from tests.exporting.conftest import lively, prepared
 from tests.runs import MakeRun
@@ -96,7 +97,7 @@ def test_an_exported_file_only_infers_and_says_so(onnx: convnext.Exported) -> No
     assert opened.runtime == "onnxruntime"
     with pytest.raises(UsageError, match="it only infers"):
         opened.model.train()
-    with pytest.raises(UsageError, match="an exported file, which runs on the processor"):
+    with pytest.raises(UsageError, match="--device cuda"):
         convnext.load(onnx.path, device="cuda")
     with pytest.raises(UsageError, match="leave out --precision bf16"):
         convnext.evaluate(onnx.path, "digits", precision="bf16")
@@ -179,7 +180,7 @@ def small_onnx(path: Path, shape: list[Any], classes: int = 5) -> Path:
 
 def test_another_makers_network_opens_with_a_note(tmp_path: Path) -> None:
     path = small_onnx(tmp_path / "other.onnx", ["N", 3, 48, 48])
-    with pytest.warns(WeightsWarning, match=r"no names for its classes, they are called by their numbers \(5\)"):
+    with pytest.warns(WeightsWarning, match=r"class names.*\(5\)"):
         classifier = convnext.load(path)
     assert classifier.classes == tuple(f"class {label}" for label in range(5))
     assert classifier.preprocessing.image_size == 48
@@ -192,7 +193,7 @@ def test_another_makers_network_opens_with_a_note(tmp_path: Path) -> None:
 )
 def test_a_network_that_takes_no_images_is_refused(shape: list[Any], tmp_path: Path) -> None:
     path = small_onnx(tmp_path / "other.onnx", shape)
-    with pytest.raises(UsageError, match=r"is of another network: .* needs float32 images \(N, 3, H, W\), square"):
+    with pytest.raises(UsageError, match=r"square float32 images \(N, 3, H, W\)"):
         convnext.load(path)
 
 
@@ -218,7 +219,7 @@ def test_weights_outside_the_files_folder_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no such thing" * 100])
 def test_damaged_files(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(RunError, match=rf"cannot open .*{name}.*damaged or of another kind"):
+    with pytest.raises(RunError, match=rf"cannot open .*{name}"):
         convnext.load(tmp_path / name, trust=True)
 
 
@@ -226,7 +227,7 @@ def test_damaged_files(name: str, content: bytes, tmp_path: Path) -> None:
 def test_truncated_files(name: str, onnx: convnext.Exported, program: convnext.Exported, tmp_path: Path) -> None:
     whole = (onnx if name.endswith("onnx") else program).path.read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(RunError, match="damaged or of another kind"):
+    with pytest.raises(RunError, match="cannot open"):
         convnext.load(tmp_path / name, trust=True)
 
 
@@ -240,11 +241,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda words: words.pop("classes"), "classes"),
-        (lambda words: words.update(classes='"cat"'), "of another kind"),
-        (lambda words: words.update(batch="0"), "of another kind"),
+        (lambda words: words.update(classes='"cat"'), "classes"),
+        (lambda words: words.update(batch="0"), "batch"),
         (lambda words: words.update(preprocessing="{}"), "lacks image_size"),
-        (lambda words: words.update(notes="[1]"), "of another kind"),
-        (lambda words: words.update(classes="x" * 10_000_001), "longer than any"),
+        (lambda words: words.update(notes="[1]"), "notes"),
+        (lambda words: words.update(classes="x" * 10_000_001), "classes has 10,000,001"),
     ],
 )
 def test_metadata_that_is_not_ours(change: Callable[[dict[str, str]], Any], said: str) -> None:
@@ -278,7 +279,7 @@ def test_a_pt2_file_of_another_user_is_not_opened_unless_trusted(
     opened = []
     load = torch.export.load
     monkeypatch.setattr(torch.export, "load", lambda *words: (opened.append(words), load(*words))[1])
-    with pytest.raises(UsageError, match=r"can run any code .* \(--trust, in Python trust=True\)"):
+    with pytest.raises(UsageError, match="--trust"):
         convnext.load(moved)
     assert not opened
     assert convnext.load(moved, trust=True).classes
@@ -290,7 +291,7 @@ def test_explaining_by_a_file_draws_what_takes_no_gradients_and_asks_for_trust(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another user"))
     picture, _ = load_data("digits").val.read(0)
-    with pytest.raises(UsageError, match="can run any code"):
+    with pytest.raises(UsageError, match="--trust"):
         convnext.explain(program.path, picture)
     (explained,) = convnext.explain(program.path, picture, trust=True)
     assert explained.top[0].label == convnext.load(program.path, trust=True).predict(picture)[0].label
@@ -305,7 +306,7 @@ def test_a_pt2_file_that_was_changed_is_not_opened(program: convnext.Exported, t
     changed.write_bytes(program.path.read_bytes())
     with zipfile.ZipFile(changed, "a") as archive:
         archive.writestr("model/more", "x")
-    with pytest.raises(UsageError, match="was not exported by this user"):
+    with pytest.raises(UsageError, match="--trust"):
         open_trained(changed)
 
 

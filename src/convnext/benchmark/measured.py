@@ -1,8 +1,8 @@
 """What a user names to measure the speed of: a network by its name, or a trained one."""
 
 from convnext.benchmark.benchmark_plan import FileFacts, Network
-from convnext.exporting.runtime import RuntimeNetwork
 from convnext.inference.model_opening import is_trained, open_trained
+from convnext.inference.runtime import RuntimeModel
 
 
 def measured_network(name: str, trust: bool = False) -> Network:
@@ -21,7 +21,7 @@ def measured_network(name: str, trust: bool = False) -> Network:
         return Network(name)
     trained = open_trained(name, trust)
     model, exported = trained.model, None
-    if isinstance(model, RuntimeNetwork):
+    if isinstance(model, RuntimeModel):
         card = model.card
         exported = FileFacts(card.precision, card.macs, card.channels, any_size=card.size is None)
     return Network(name, model, trained.preprocessing.image_size, exported)

@@ -11,7 +11,7 @@ from convnext.cli.options import note, print_json
 
 def export(
     run: Positional[str],
-    format: Literal["onnx", "torch", "aoti", "openvino"],
+    format: Literal["onnx", "torch", "openvino"],
     out: Path | None = None,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     batch: str = "dynamic",
@@ -28,8 +28,7 @@ def export(
     Args:
         run: a run's folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
             weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
-        format: onnx (.onnx); torch, a program of torch.export (.pt2); aoti, machine code by AOTInductor that starts
-            without compiling (.pt2); or openvino (.xml and .bin).
+        format: onnx (.onnx); torch, a program of torch.export (.pt2); or openvino (.xml and .bin).
         out: the file; None for the run's folder, or beside the weights file.
         precision: fp32; bf16; or int8, calibrated with the run's training images or with --images.
         batch: images at a time, or dynamic for any number.

@@ -17,8 +17,8 @@ from convnext.data.loader import Batch, Batches
 from convnext.data.preprocessing import Preprocessing
 from convnext.device import autocast_for, choose_device, choose_workers
 from convnext.errors import RunError, UsageError
-from convnext.exporting.exported_model import is_exported
 from convnext.inference.evaluation_data import images_for
+from convnext.inference.exported import is_exported
 from convnext.inference.model_opening import is_published, is_weights, open_trained
 from convnext.inference.trained import Trained
 from convnext.training.distributed import joined

@@ -9,7 +9,7 @@ from convnext.acceleration.candidates import TOLERANCE
 from convnext.acceleration.clock import alternate, quartiles, times_as_fast
 from convnext.acceleration.int8 import agreement
 from convnext.errors import RunError
-from convnext.exporting.runtime import RuntimeNetwork
+from convnext.inference.runtime import RuntimeModel
 
 LEAST_AGREEMENT = 0.95  # of int8's first class with the network's
 BATCH = 8  # images at a time, where the file takes any number
@@ -38,7 +38,7 @@ class Checked:
     times_as_fast: float
 
 
-def check(model: nn.Module, exported: RuntimeNetwork, images: Tensor) -> Checked:
+def check(model: nn.Module, exported: RuntimeModel, images: Tensor) -> Checked:
     """Compare a file with the network that it was made of.
 
     Args:
@@ -72,7 +72,7 @@ def check(model: nn.Module, exported: RuntimeNetwork, images: Tensor) -> Checked
     return Checked(len(images), difference, agrees, ours, theirs, times_as_fast(times["exported"], times["original"]))
 
 
-def judge(exported: RuntimeNetwork, difference: float, agrees: float | None, images: int) -> None:
+def judge(exported: RuntimeModel, difference: float, agrees: float | None, images: int) -> None:
     """Refuse a file that is not the network.
 
     Raises:

@@ -5,23 +5,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convnext.environment import installed_version
 from convnext.errors import ConvNeXtError, RunError, UsageError, reason
 from convnext.exporting.calibration import images_to_calibrate, images_to_check, resized
-from convnext.exporting.card import Card, versions
 from convnext.exporting.check import Checked, check
-from convnext.exporting.exported_model import open_exported
 from convnext.exporting.formats import Format, format_named
 from convnext.exporting.job_types import Order
 from convnext.exporting.places import put, workshop
 from convnext.exporting.request import batch_of, place_for, size_of
-from convnext.exporting.runtime import RuntimeNetwork
-from convnext.exporting.trust import remember
 from convnext.files import read_json
+from convnext.inference.card import Card
+from convnext.inference.exported import open_exported
 from convnext.inference.model_opening import open_trained
+from convnext.inference.runtime import RuntimeModel
 from convnext.inference.trained import Trained
+from convnext.inference.trust import remember
 from convnext.models import is_reference
 from convnext.models.cost import cost
 
+PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf")  # whose versions a file records
 SMALLEST = 32  # pixels a side of the images of networks that do not say it
 
 
@@ -90,7 +92,7 @@ def export(
 
     Args:
         run: what :func:`convnext.load` opens, but for exported files.
-        format: onnx; torch, a program of torch.export; aoti, machine code by AOTInductor; or openvino.
+        format: onnx; torch, a program of torch.export; or openvino.
         out: the file; beside the run's or file's weights by default.
         precision: fp32; bf16; or int8, calibrated with the run's training images or those of ``images``.
         batch: images at a time, or dynamic for any number.
@@ -125,7 +127,7 @@ def export(
                 f"{card.model} could not be written as {kind.name} ({reason(error)}): no file is left"
             ) from error
         opened = open_exported(order.path, trust=True)
-        assert isinstance(opened.model, RuntimeNetwork)
+        assert isinstance(opened.model, RuntimeModel)
         checked = check(trained.model, opened.model, some)
         del opened
         if not kind.is_data and not remember(order.path):
@@ -178,7 +180,7 @@ def card_for(
         cost(model, preprocessing.image_size).macs,
         trained.notes,
         data_of(trained),
-        versions(),
+        {name: version for name in PACKAGES if (version := installed_version(name))},
     )
 
 

@@ -1,25 +1,23 @@
-"""The formats by name: what each is for, what it can hold, and what writes and opens it."""
+"""The formats by name: what each can hold, and what writes it."""
 
 import importlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from convnext.environment import check_installed
 from convnext.errors import UsageError, unknown_name
-from convnext.exporting.extras import check_installed
-from convnext.exporting.job_types import Loaded, Order, Written
+from convnext.exporting.job_types import Order, Written
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format. What writes and opens it, ``NAME_format.py``, loads when it is first used.
+    """A format. What writes it, ``NAME_format.py``, loads when it is first used; `inference/exported.py` opens it.
 
     Attributes:
         name: what a user calls it.
         suffix: of its files.
-        runtime: what opens it.
         precisions: that it can hold.
         packages: that writing it takes beside this package's own, of an ``extra``.
         extra: what they are installed by.
@@ -29,7 +27,6 @@ class Format:
 
     name: str
     suffix: str
-    runtime: str
     precisions: tuple[str, ...] = PRECISIONS
     packages: tuple[str, ...] = ()
     extra: str = ""
@@ -47,35 +44,21 @@ class Format:
         if precision == "int8" and self.int8:
             check_installed(*self.int8)
 
-    def check_runtime(self) -> None:
-        """Refuse to open where the runtime is missing.
-
-        Raises:
-            UsageError: with what to install.
-        """
-        check_installed(self.runtime, self.extra)
-
     def write(self, order: Order) -> Written:
         """Write a file."""
         return self.module.write(order)
 
-    def load(self, path: Path) -> Loaded:
-        """Open a file."""
-        return self.module.load(path)
-
     @property
     def module(self) -> Any:
-        """What writes and opens it."""
+        """What writes it."""
         return importlib.import_module(f"convnext.exporting.{self.name}_format")
 
 
-ONNX = Format("onnx", ".onnx", "onnxruntime", packages=("onnx", "onnxscript", "onnxslim", "onnxruntime"), extra="onnx")
-TORCH = Format("torch", ".pt2", "torch", ("fp32", "bf16"), is_data=False)
-AOTI = Format("aoti", ".pt2", "torch", int8=("torchao", "torchao"), is_data=False)
-OPENVINO = Format("openvino", ".xml", "openvino", packages=("openvino",), extra="openvino", int8=("nncf", "openvino"))
+ONNX = Format("onnx", ".onnx", packages=("onnx", "onnxscript", "onnxslim", "onnxruntime"), extra="onnx")
+TORCH = Format("torch", ".pt2", ("fp32", "bf16"), is_data=False)
+OPENVINO = Format("openvino", ".xml", packages=("openvino",), extra="openvino", int8=("nncf", "openvino"))
 
-FORMATS = {one.name: one for one in (ONNX, TORCH, AOTI, OPENVINO)}
-SUFFIXES = tuple(dict.fromkeys(one.suffix for one in FORMATS.values()))
+FORMATS = {one.name: one for one in (ONNX, TORCH, OPENVINO)}
 
 
 def format_named(name: str, precision: str) -> Format:

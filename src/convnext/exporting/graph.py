@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from convnext.acceleration.folding import folded
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError, reason
-from convnext.exporting.card import Card
+from convnext.inference.card import Card
+from convnext.inference.runtime import input_of
 
 CALIBRATION_BATCH = 8
 GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 65536ths
@@ -119,16 +120,6 @@ def any_size() -> Iterator[None]:
 
     with symbolic_shapes.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
         yield
-
-
-def input_of(images: Tensor, card: Card) -> Tensor:
-    """What a graph takes, of prepared images (N, C, H, W): these, or the pictures (N, H, W, 3) that they were."""
-    if not card.with_preprocessing:
-        return images.to("cpu", torch.float32).contiguous()
-    values = card.preprocessing.mean, card.preprocessing.std
-    mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in values)
-    pixels = ((images.to("cpu", torch.float32) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
 
 
 def batches_of(images: Tensor, card: Card) -> list[Tensor]:

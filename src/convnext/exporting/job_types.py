@@ -1,15 +1,12 @@
-"""What a format is asked to write, and what it gives back once a file is opened."""
+"""What a format is asked to write, and what it gives back."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from convnext.exporting.card import Card
-
-Call = Callable[[Tensor], Tensor]
+from convnext.inference.card import Card
 
 
 @dataclass(frozen=True)
@@ -34,17 +31,3 @@ class Written(NamedTuple):
 
     files: list[Path]
     notes: tuple[str, ...] = ()
-
-
-class Loaded(NamedTuple):
-    """A file, opened in its runtime.
-
-    Attributes:
-        call: from a graph's input to its output, both on the processor.
-        metadata: words by name.
-        input: the shape of the graph's input and torch's name of its type; None in a shape for any number.
-    """
-
-    call: Call
-    metadata: Mapping[str, str]
-    input: tuple[tuple[int | None, ...], str]

@@ -1,32 +1,29 @@
 """ONNX: written by torch's exporter, slimmed, opened by ONNX Runtime."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from convnext.exporting.extras import hushed, needed
+from convnext.console import quiet
+from convnext.environment import import_extra
 from convnext.exporting.graph import graph_of, program_of
-from convnext.exporting.job_types import Loaded, Order, Written
+from convnext.exporting.job_types import Order, Written
 from convnext.exporting.onnx_int8 import quantize
 from convnext.files import writing
 
 EXTRA = "onnx"
 OPSET = 20  # the first with GELU; what later ones have, these networks do not use, and fewer runtimes know
 LARGEST = 2_000_000_000  # bytes of weights in one file: protobuf takes 2^31 in all
-DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(float16)": "float16"}
 
 
 def write(order: Order) -> Written:
     """Write the file; with weights beside it, ``NAME.data``, where they are too large for one."""
-    ir = needed("onnx_ir", EXTRA)
+    ir = import_extra("onnx_ir", EXTRA)
     card, path = order.card, order.path
     program = program_of(graph_of(order.model, card), card)
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     large = size > LARGEST
-    with hushed():
+    with quiet():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -58,7 +55,7 @@ def write(order: Order) -> Written:
 
 def slimmed(model: Any, ir: Any) -> Any:
     """The same graph with fewer nodes."""
-    onnxslim = needed("onnxslim", EXTRA)
+    onnxslim = import_extra("onnxslim", EXTRA)
     return ir.from_proto(onnxslim.slim(ir.to_proto(model)))
 
 
@@ -92,24 +89,3 @@ def halve(model: Any, ir: Any) -> None:
         value.replace_all_uses_with(cast.outputs[0])
         model.graph.initializers.add(stored)
         model.graph.insert_before(model.graph[0], cast)
-
-
-def load(path: Path) -> Loaded:
-    """Open a file; weights beside it are read from its own folder alone, which ONNX Runtime sees to."""
-    ort = needed("onnxruntime", EXTRA)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 4  # what is wrong, its errors say
-    # Threads that spin while they wait take the cores from those that prepare the next images.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    taken = session.get_inputs()
-    name, output = taken[0].name, session.get_outputs()[0].name
-    shape = tuple(side if isinstance(side, int) else None for side in taken[0].shape)
-    metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
-
-    def call(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([output], {name: images.numpy()})[0])
-
-    kind = DTYPES.get(taken[0].type, str(taken[0].type)) if len(taken) == 1 else f"{len(taken)} inputs"
-    return Loaded(call, metadata, (shape, kind))

@@ -7,7 +7,8 @@ that costs accuracy.
 
 from typing import Any
 
-from convnext.exporting.extras import hushed, needed
+from convnext.console import quiet
+from convnext.environment import import_extra
 from convnext.exporting.graph import batches_of
 from convnext.exporting.job_types import Order
 
@@ -22,7 +23,7 @@ def quantize(model: Any, order: Order, large: bool) -> Any:
         order: with the images to calibrate with.
         large: whether its weights are too many for one file.
     """
-    ir, quantization = needed("onnx_ir", EXTRA), needed("onnxruntime.quantization", EXTRA)
+    ir, quantization = import_extra("onnx_ir", EXTRA), import_extra("onnxruntime.quantization", EXTRA)
     assert order.calibration is not None
     batches = iter(batches_of(order.calibration, order.card))
 
@@ -38,7 +39,7 @@ def quantize(model: Any, order: Order, large: bool) -> Any:
     plain, done = folder / "plain.onnx", folder / "int8.onnx"
     ir.save(model, plain, external_data="plain.data" if large else None)
     kinds = "MatMul", "Conv"
-    with hushed():
+    with quiet():
         quantization.quantize_static(
             plain,
             done,

@@ -1,28 +1,25 @@
 """OpenVINO's intermediate representation: ``NAME.xml``, the graph, and ``NAME.bin``, its weights."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from convnext.exporting.extras import hushed, needed
+from convnext.console import quiet
+from convnext.environment import import_extra
 from convnext.exporting.graph import batches_of, graph_of, program_of
-from convnext.exporting.job_types import Loaded, Order, Written
+from convnext.exporting.job_types import Order, Written
 from convnext.files import writing
+from convnext.inference.exported import SECTION
 
 EXTRA = "openvino"
-SECTION = "convnext"  # of rt_info
-HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 def write(order: Order) -> Written:
     """Write both files."""
-    ov = needed("openvino", EXTRA)
+    ov = import_extra("openvino", EXTRA)
     card, path = order.card, order.path
     program = program_of(graph_of(order.model, card), card)
-    with hushed():
+    with quiet():
         model = ov.convert_model(program)
     model.inputs[0].set_names({card.input_name})
     model.outputs[0].set_names({card.output_name})
@@ -46,11 +43,11 @@ def quantized(model: Any, order: Order) -> Any:
 
     Not with its settings for transformers: SmoothQuant there costs narrow networks a third of their answers.
     """
-    with hushed():
-        nncf = needed("nncf", EXTRA)
+    with quiet():
+        nncf = import_extra("nncf", EXTRA)
     assert order.calibration is not None
     batches = [batch.numpy() for batch in batches_of(order.calibration, order.card)]
-    with hushed():
+    with quiet():
         return nncf.quantize(
             model,
             nncf.Dataset(batches),
@@ -71,27 +68,3 @@ def halve(model: Any, ov: Any) -> None:
         widened.get_rt_info()["decompression"] = ""
         for taker in node.output(0).get_target_inputs():
             taker.replace_source_output(widened.output(0))
-
-
-def load(path: Path) -> Loaded:
-    """Open both files."""
-    ov = needed("openvino", EXTRA)
-    core = ov.Core()
-    model = core.read_model(path)
-    info: Mapping[str, Any] = model.get_rt_info()
-    metadata = {name: value.astype(str) for name, value in info[SECTION].items()} if SECTION in info else {}
-    settings = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        # Else it takes bf16 where the processor has it, whatever the file says.
-        "INFERENCE_PRECISION_HINT": HINTS.get(metadata.get("precision", ""), "f32"),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-
-    def call(images: Tensor) -> Tensor:
-        return torch.from_numpy(request.infer({0: images.numpy()}, share_inputs=True)[0].copy())
-
-    taken = model.inputs[0]
-    shape = tuple(None if side.is_dynamic else side.get_length() for side in taken.get_partial_shape())
-    kind = {"f32": "float32", "u8": "uint8"}.get(taken.get_element_type().get_type_name(), "another type")
-    return Loaded(call, metadata, (shape, kind if len(model.inputs) == 1 else f"{len(model.inputs)} inputs"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from convnext.errors import UsageError
-from convnext.exporting.formats import AOTI, Format
+from convnext.exporting.formats import Format
 from convnext.inference.trained import Trained
 
 DYNAMIC = "dynamic"
@@ -44,15 +44,13 @@ def place_for(trained: Trained, kind: Format, precision: str, out: Path | None) 
     """Where the file goes.
 
     By default into the run's folder, beside a weights file, or for published weights into the current folder:
-    ``model.onnx``, ``model-int8.onnx``, ``model-aoti.pt2``.
+    ``model.onnx``, ``model-int8.onnx``.
 
     Raises:
         UsageError: the name does not fit the format, or is a folder's.
     """
     if out is None:
-        extra = "".join(
-            f"-{word}" for word, said in ((kind.name, kind is AOTI), (precision, precision != "fp32")) if said
-        )
+        extra = "" if precision == "fp32" else f"-{precision}"
         source = Path(trained.name)
         if trained.folder is not None:
             return trained.folder / f"model{extra}{kind.suffix}"

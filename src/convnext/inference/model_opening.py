@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from convnext.errors import UsageError
-from convnext.exporting.exported_model import is_exported, open_exported
+from convnext.inference.exported import is_exported, open_exported
 from convnext.inference.library_models import open_published
 from convnext.inference.trained import Trained, open_run
 from convnext.inference.weights_model import open_file, open_tag
