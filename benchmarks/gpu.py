@@ -1,7 +1,7 @@
 """How fast are the fused kernels on this GPU, each alone and in whole networks, beside timm's and torchvision's?
 
 First the GPU's own copy bandwidth and rate of matrix products, then each kernel against them, then networks at 224 px
-in bf16: ours with :func:`convnext.fuse` (eager, as a CUDA graph at batch 1, compiled), theirs eager, in channels_last
+in bf16: ours with the fused kernels (eager, as a CUDA graph at batch 1, compiled), theirs eager, in channels_last
 memory, by torch.compile, and with max-autotune; the fastest of them is the peer. Training is forward under autocast,
 cross-entropy, backward and fused AdamW. One process measures everything, a row after the other, the most important
 first; rows that would not fit into the time are left out and named. Last, where the time of our own goes.
@@ -76,7 +76,7 @@ def call_of(row: Row) -> Call:
     model = network_of(row)
     if row.library == "convnext" and row.setting != "plain":
         model = folded(model) if row.mode == "inference" else model
-        convnext.fuse(model)
+        convnext.accelerate(model, training=True, experimental=True)
     if row.setting == "max-autotune":
         model = torch.compile(model, mode="max-autotune")
     setting = Setting(channels_last=row.setting != "eager", compiled=row.setting in ("compiled", "fused, compiled"))

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.acceleration.clock import alternate, quartiles, times_as_fast
+from convnext.acceleration.cpu import training_modules
 from convnext.acceleration.cpu.native import available
 from convnext.benchmark.benchmark_plan import choose_precisions
 from convnext.benchmark.case import Precision
 from convnext.benchmark.ceiling import flop_of_image, matrix_products
-from convnext.models.layers import DepthwiseConv2d, DropPath, LayerNorm, add_branch, add_mlp, linear_gelu
+from convnext.models.convnext import Block
+from convnext.models.layers import DepthwiseConv2d, LayerNorm
 
 BATCH = 8
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width
@@ -68,21 +70,44 @@ def layers(channels: int, size: int, precision: str) -> dict[str, tuple[Callable
 
     x, hidden = maps(channels), maps(4 * channels)
     normed = maps(channels, torch.bfloat16 if precision == "bf16" else torch.float32)  # a convolution's output
-    first, last = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
-    gamma, drop_path = nn.Parameter(torch.ones(channels)), DropPath(0.1)
+    block = convnext.accelerate(Block(channels, 7, 0.1, 1.0, grn=False), training=True)
+    depthwise, norm = DepthwiseConv2d(channels, 7), LayerNorm(channels)
     return {
-        "depthwise convolution": (DepthwiseConv2d(channels, 7), (x,)),
-        "LayerNorm": (LayerNorm(channels), (normed.permute(0, 2, 3, 1),)),
-        "linear layer and GELU": (lambda x: linear_gelu(x, first, nn.GELU()), (x.permute(0, 2, 3, 1),)),
+        "depthwise convolution": (convnext.accelerate(depthwise, training=True), (x,)),
+        "LayerNorm": (convnext.accelerate(norm, training=True), (normed.permute(0, 2, 3, 1),)),
+        "linear layer and GELU": (
+            lambda x: choose(training_modules.linear_gelu, plain_gelu)(x, block.pwconv1),
+            (x.permute(0, 2, 3, 1),),
+        ),
         "linear layer, LayerScale, stochastic depth, addition": (
-            lambda shortcut, hidden: add_branch(shortcut, hidden, last, gamma, drop_path),
-            (x, hidden.permute(0, 2, 3, 1)),
+            lambda shortcut, hidden: choose(training_modules.add_branch, plain_branch)(shortcut, hidden, block),
+            (x.permute(0, 2, 3, 1), hidden.permute(0, 2, 3, 1)),
         ),
         "both linear layers and what is between and behind them": (
-            lambda shortcut, x: add_mlp(shortcut, x, first, nn.GELU(), last, gamma, drop_path),
-            (x, normed.permute(0, 2, 3, 1)),
+            lambda shortcut, x: choose(training_modules.add_mlp, plain_mlp)(shortcut, x, block),
+            (x.permute(0, 2, 3, 1), normed.permute(0, 2, 3, 1)),
         ),
     }
+
+
+def choose(ours: Callable[..., Tensor], plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The kernels' path, or torch's where they are off."""
+    return ours if available() else plain
+
+
+def plain_gelu(x: Tensor, linear: nn.Linear) -> Tensor:
+    """A linear layer and GELU by torch."""
+    return F.gelu(linear(x))
+
+
+def plain_branch(shortcut: Tensor, x: Tensor, block: Block) -> Tensor:
+    """The end of a block by torch."""
+    return shortcut + block.drop_path(block.gamma * block.pwconv2(x))
+
+
+def plain_mlp(shortcut: Tensor, x: Tensor, block: Block) -> Tensor:
+    """The MLP of a block by torch."""
+    return plain_branch(shortcut, plain_gelu(x, block.pwconv1), block)
 
 
 def forward_and_backward(layer: Callable[..., Tensor], inputs: tuple[Tensor, ...], precision: str) -> None:
@@ -130,6 +155,8 @@ def step_rows(
         *((peer, peer, "off") for peer in peers),
     ):
         model = convnext.create_model(model_name, **options).train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if path == "ours":
+            convnext.accelerate(model, training=True)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         calls[path] = partial(with_kernels, word, partial(training_step, model, optimizer, batch, precision))
     seconds = alternate(calls, steps)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from convnext.environment import __version__
 
 if TYPE_CHECKING:
-    from convnext.acceleration.gpu.fusion import Fusion, fuse, unfuse
-    from convnext.acceleration.search import Optimized, optimize
+    from convnext.acceleration.accelerate import TrainingReport, accelerate, acceleration_report
+    from convnext.acceleration.search import Optimized
+    from convnext.acceleration.swapping import restore
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.evaluation.evaluating import Evaluation, evaluate
     from convnext.explanation.explanations import Explanation, explain
@@ -33,7 +34,6 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "Exported",
-    "Fusion",
     "KernelsWarning",
     "LicenceWarning",
     "Loaded",
@@ -43,24 +43,25 @@ __all__ = [
     "Run",
     "RunError",
     "Saved",
+    "TrainingReport",
     "UsageError",
     "WeightsWarning",
     "__version__",
+    "accelerate",
+    "acceleration_report",
     "cost",
     "create_model",
     "evaluate",
     "explain",
     "export",
-    "fuse",
     "list_models",
     "load",
     "load_weights",
-    "optimize",
     "recipe_for",
+    "restore",
     "roadmap",
     "save_weights",
     "train",
-    "unfuse",
 ]
 
 _HOMES = {
@@ -78,8 +79,9 @@ _HOMES = {
     ),
     "convnext.models": ("Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
-    "convnext.acceleration.gpu.fusion": ("Fusion", "fuse", "unfuse"),
-    "convnext.acceleration.search": ("Optimized", "optimize"),
+    "convnext.acceleration.accelerate": ("TrainingReport", "accelerate", "acceleration_report"),
+    "convnext.acceleration.search": ("Optimized",),
+    "convnext.acceleration.swapping": ("restore",),
     "convnext.training.recipe": ("Recipe",),
     "convnext.training.recipe_choice": ("recipe_for",),
     "convnext.training.run": ("Run", "train"),

@@ -108,7 +108,7 @@ def test_optimize_tries_it_on_request(kernels: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CONVNEXT_KERNELS", kernels)
     model, images = small(), digits()[0][:32]
-    fast = convnext.optimize(model, images[:2], "int8", calibration=images, seconds=30, force=True)
+    fast = convnext.accelerate(model, images[:2], precision="int8", calibration=images, seconds=30, force=True)
     (row,) = (row for row in fast.report.tried if row.precision == "int8")
     assert not row.dropped
     assert row.images_per_second

@@ -55,7 +55,7 @@ def exact(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def test_it_gives_the_network_s_outputs_with_a_report(model: ConvNeXt) -> None:
-    fast = convnext.optimize(model, IMAGES, seconds=20)
+    fast = convnext.accelerate(model, IMAGES, seconds=20)
     names = {(row.name, row.precision): row for row in fast.report.tried}
     assert {("eager", "fp32"), ("channels_last", "fp32"), ("folded", "fp32"), ("kernels", "fp32")} <= set(names)
     assert (("channels_last", "bf16") in names) == has_cpu_bf16()
@@ -77,32 +77,32 @@ def test_it_gives_the_network_s_outputs_with_a_report(model: ConvNeXt) -> None:
 
 
 def test_outputs_may_be_trained_on(model: ConvNeXt) -> None:
-    fast = convnext.optimize(model, IMAGES, "fp32", seconds=0)
+    fast = convnext.accelerate(model, IMAGES, precision="fp32", seconds=0)
     probe = nn.Linear(10, 2)
     probe(fast(IMAGES)).sum().backward()
     assert probe.weight.grad is not None
 
 
 def test_the_second_call_does_not_measure(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = convnext.optimize(model, IMAGES, "fp32", seconds=20)
+    first = convnext.accelerate(model, IMAGES, precision="fp32", seconds=20)
     monkeypatch.setattr(optimize, "alternate", lambda *_, **__: pytest.fail("it measured"))
     other = ConvNeXt((1, 1, 1, 1), 16, num_classes=10, layer_scale=0.5)
-    again = convnext.optimize(other, IMAGES, "fp32", seconds=20)
+    again = convnext.accelerate(other, IMAGES, precision="fp32", seconds=20)
     assert again.report.remembered
     assert again.report.choice == first.report.choice
     assert len(again.report.tried) == len(first.report.tried)
 
 
 def test_another_shape_thread_count_or_network_is_measured(model: ConvNeXt) -> None:
-    convnext.optimize(model, IMAGES, "fp32", seconds=0)
-    assert convnext.optimize(model, IMAGES, "fp32", seconds=0).report.remembered
-    assert not convnext.optimize(model, IMAGES[:2], "fp32", seconds=0).report.remembered
+    convnext.accelerate(model, IMAGES, precision="fp32", seconds=0)
+    assert convnext.accelerate(model, IMAGES, precision="fp32", seconds=0).report.remembered
+    assert not convnext.accelerate(model, IMAGES[:2], precision="fp32", seconds=0).report.remembered
     wider = ConvNeXt((1, 1, 1, 1), 24, num_classes=10)
-    assert not convnext.optimize(wider, IMAGES, "fp32", seconds=0).report.remembered
+    assert not convnext.accelerate(wider, IMAGES, precision="fp32", seconds=0).report.remembered
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        assert not convnext.optimize(model, IMAGES, "fp32", seconds=0).report.remembered
+        assert not convnext.accelerate(model, IMAGES, precision="fp32", seconds=0).report.remembered
     finally:
         torch.set_num_threads(threads)
 
@@ -111,17 +111,17 @@ def test_another_shape_thread_count_or_network_is_measured(model: ConvNeXt) -> N
     "content", ["{", "[]", "{}", '{"choice": "magic", "precision": "fp32", "tried": [], "batch": 4, "seconds": 1}']
 )
 def test_a_damaged_memory_is_measured_anew(model: ConvNeXt, content: str) -> None:
-    convnext.optimize(model, IMAGES, "fp32", seconds=0)
+    convnext.accelerate(model, IMAGES, precision="fp32", seconds=0)
     (file,) = convnext.files.user_cache("optimize").iterdir()
     file.write_text(content)
-    assert not convnext.optimize(model, IMAGES, "fp32", seconds=0).report.remembered
+    assert not convnext.accelerate(model, IMAGES, precision="fp32", seconds=0).report.remembered
     assert json.loads(file.read_text())["choice"]
 
 
 def test_without_a_cache_it_measures(model: ConvNeXt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert convnext.optimize(model, IMAGES, "fp32", seconds=0).report.choice == "eager"
+    assert convnext.accelerate(model, IMAGES, precision="fp32", seconds=0).report.choice == "eager"
 
 
 def test_what_fails_or_differs_is_dropped_with_the_reason(model: ConvNeXt, forms: Callable[..., None]) -> None:
@@ -130,7 +130,7 @@ def test_what_fails_or_differs_is_dropped_with_the_reason(model: ConvNeXt, forms
         differs=lambda model, images: model(images) * 1.1,
         nan=lambda model, images: model(images) * torch.nan,
     )
-    report = convnext.optimize(model, IMAGES).report
+    report = convnext.accelerate(model, IMAGES).report
     dropped = {row.name: row.dropped for row in report.tried}
     assert report.choice == "eager"
     assert dropped["breaks"] == "division by zero"
@@ -141,19 +141,19 @@ def test_what_fails_or_differs_is_dropped_with_the_reason(model: ConvNeXt, forms
 def test_a_remembered_form_that_differs_now_is_not_taken(model: ConvNeXt, forms: Callable[..., None]) -> None:
     forms(quick=lambda model, images: model.answer if len(images) == 4 else None)
     model.answer = model(IMAGES).detach()
-    assert convnext.optimize(model, IMAGES).report.choice == "quick"
+    assert convnext.accelerate(model, IMAGES).report.choice == "quick"
     model.answer = model.answer + 1
-    assert convnext.optimize(model, IMAGES).report.choice == "eager"
+    assert convnext.accelerate(model, IMAGES).report.choice == "eager"
 
 
 def test_nothing_begins_that_would_end_too_late(model: ConvNeXt, forms: Callable[..., None]) -> None:
     forms(seconds=50, late=exact)
-    (_, late) = convnext.optimize(model, IMAGES, seconds=49).report.tried
+    (_, late) = convnext.accelerate(model, IMAGES, seconds=49).report.tried
     assert late.dropped == "not tried, the time was up"
     assert late.images_per_second is None
-    assert convnext.optimize(model, IMAGES, seconds=49).report.remembered
-    assert convnext.optimize(model, IMAGES, seconds=1).report.remembered
-    with_more_time = convnext.optimize(model, IMAGES, seconds=60).report
+    assert convnext.accelerate(model, IMAGES, seconds=49).report.remembered
+    assert convnext.accelerate(model, IMAGES, seconds=1).report.remembered
+    with_more_time = convnext.accelerate(model, IMAGES, seconds=60).report
     assert not with_more_time.remembered
     assert with_more_time.tried[1].images_per_second
 
@@ -167,7 +167,7 @@ def test_a_form_for_one_shape_takes_any_number_and_size(model: ConvNeXt, forms: 
 
     model.answer = model(IMAGES).detach()
     forms(fixed=True, one=run)
-    fast = convnext.optimize(model, IMAGES)
+    fast = convnext.accelerate(model, IMAGES)
     assert fast.report.choice == "one"
     for images in (
         torch.randn(n, 3, *size) for n, size in ((1, (32, 32)), (4, (32, 32)), (11, (32, 32)), (2, (64, 32)))
@@ -195,17 +195,17 @@ def test_int8_is_refused_where_it_disagrees_unless_forced(
     calibration[:, 0, 0, 0] = torch.arange(40)
     example = calibration[:4]
     forms(precision="int8", int8=quantized(39 - wrong))
-    report = convnext.optimize(model, example, "int8", calibration=calibration).report
+    report = convnext.accelerate(model, example, precision="int8", calibration=calibration).report
     assert report.tried[1].agreement == 1 - wrong / 40
     assert bool(report.tried[1].dropped) == (wrong > 0)
     assert report.choice == "eager" or not wrong
-    report = convnext.optimize(model, example, "int8", calibration=calibration, force=True).report
+    report = convnext.accelerate(model, example, precision="int8", calibration=calibration, force=True).report
     assert not report.tried[1].dropped
 
 
 def test_int8_needs_images_to_calibrate_with(model: ConvNeXt) -> None:
     with pytest.raises(UsageError, match="calibration=IMAGES"):
-        convnext.optimize(model, IMAGES, "int8")
+        convnext.accelerate(model, IMAGES, precision="int8")
 
 
 @pytest.mark.parametrize(
@@ -222,28 +222,28 @@ def test_int8_needs_images_to_calibrate_with(model: ConvNeXt) -> None:
 )
 def test_what_nothing_can_be_measured_with_is_refused(model: ConvNeXt, example: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        convnext.optimize(model, example, seconds=0)
+        convnext.accelerate(model, example, seconds=0)
 
 
 def test_an_unknown_precision_is_refused(model: ConvNeXt) -> None:
     with pytest.raises(UsageError, match="unknown precision 'bf61': did you mean bf16"):
-        convnext.optimize(model, IMAGES, "bf61")
+        convnext.accelerate(model, IMAGES, precision="bf61")
 
 
 def test_a_processor_without_bf16_says_so(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convnext.device.has_cpu_bf16", lambda: False)
     with pytest.raises(UsageError, match="take fp32 or auto"):
-        convnext.optimize(model, IMAGES, "bf16")
-    assert {row.precision for row in convnext.optimize(model, IMAGES, seconds=0).report.tried} == {"fp32"}
+        convnext.accelerate(model, IMAGES, precision="bf16")
+    assert {row.precision for row in convnext.accelerate(model, IMAGES, seconds=0).report.tried} == {"fp32"}
 
 
 @pytest.mark.skipif(not has_cpu_bf16(), reason="needs a processor with bf16")
 def test_bf16_is_chosen_where_it_is_asked_for(model: ConvNeXt) -> None:
-    assert convnext.optimize(model, IMAGES, "bf16", seconds=5).report.precision == "bf16"
+    assert convnext.accelerate(model, IMAGES, precision="bf16", seconds=5).report.precision == "bf16"
 
 
 def test_it_only_infers(model: ConvNeXt) -> None:
-    fast = convnext.optimize(model, IMAGES, "fp32", seconds=0)
+    fast = convnext.accelerate(model, IMAGES, precision="fp32", seconds=0)
     with pytest.raises(UsageError, match="only infers"):
         fast.train()
     assert not fast.eval().training
@@ -253,7 +253,7 @@ def test_it_only_infers(model: ConvNeXt) -> None:
 
 def test_kernels_off_says_why(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVNEXT_KERNELS", "off")
-    report = convnext.optimize(model, IMAGES, "fp32", seconds=20).report
+    report = convnext.accelerate(model, IMAGES, precision="fp32", seconds=20).report
     assert [row.dropped for row in report.tried if row.name == "kernels"] == ["CONVNEXT_KERNELS is off"]
 
 
@@ -262,7 +262,7 @@ def test_kernels_off_says_why(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.filterwarnings("default")
 def test_the_compiled_form_takes_a_partial_batch(build: Any) -> None:
     model = build((1, 1, 1, 1), 16, num_classes=10).eval()
-    report = convnext.optimize(model, IMAGES, seconds=600).report
+    report = convnext.accelerate(model, IMAGES, seconds=600).report
     compiled = [row for row in report.tried if row.name == "compiled"]
     assert [row.dropped for row in compiled] == [""] * len(compiled)
     assert [row.difference for row in compiled] == pytest.approx([0] * len(compiled), abs=5e-2)

@@ -228,8 +228,8 @@ def test_fused_blocks_learn_the_same() -> None:
 
 
 def test_fusing_is_refused_where_it_would_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="ResNet is no network of this package"):
+    with pytest.raises(UsageError, match="ResNet"):
         learner(model="torchvision/resnet18", fuse=True)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(UsageError, match="fuse needs an NVIDIA GPU and Triton, and this trains on cpu: leave --fuse"):
+    with pytest.raises(UsageError, match="--fuse"):
         learner(fuse=True)

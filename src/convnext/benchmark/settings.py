@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.acceleration.search import optimize
+from convnext.acceleration.accelerate import accelerate
 from convnext.benchmark.case import OURS, Mode, Precision
 from convnext.device import autocast_for
 
@@ -46,8 +46,8 @@ KERNELS = {
 
 
 def optimized(model: nn.Module, images: Tensor, precision: Precision) -> Call:
-    """The network as :func:`convnext.optimize` makes it."""
-    return partial(optimize(model, images, precision), images)
+    """The network as :func:`convnext.accelerate` makes it."""
+    return partial(accelerate(model, images, precision=precision), images)
 
 
 def as_it_is(model: nn.Module, images: Tensor, precision: Precision) -> Call:  # noqa: ARG001
@@ -88,6 +88,8 @@ def inference(model: nn.Module, images: Tensor, precision: Precision, setting: S
 def training(model: nn.Module, images: Tensor, labels: Tensor, precision: Precision, setting: Setting) -> Call:
     """A call that trains by one step: forward (bf16 by autocast), cross-entropy, backward, fused AdamW."""
     model, images = laid_out(model.train(), images, setting)
+    if setting.kernels:
+        accelerate(model, training=True)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     network = torch.compile(model, dynamic=False) if setting.compiled else model
 

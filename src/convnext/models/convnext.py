@@ -18,12 +18,10 @@ from convnext.models.layers import (
     LayerNorm,
     LayerNorm2d,
     PatchConv2d,
-    add_branch,
-    add_mlp,
     classifier_head,
     drop_path_rates,
     init_weights,
-    linear_gelu,
+    to_nchw,
     to_nhwc,
 )
 
@@ -48,12 +46,18 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
-        x = self.norm(to_nhwc(self.dwconv(x)))  # (N, H, W, C)
-        if isinstance(self.grn, nn.Identity):
-            return add_mlp(shortcut, x, self.pwconv1, self.act, self.pwconv2, self.gamma, self.drop_path)
-        x = self.grn(linear_gelu(x, self.pwconv1, self.act))
-        return add_branch(shortcut, x, self.pwconv2, self.gamma, self.drop_path)  # (N, C, H, W)
+        shortcut = x  # (N, C, H, W)
+        x = self.dwconv(x)
+        x = to_nhwc(x)  # (N, H, W, C)
+        x = self.norm(x)
+        x = self.pwconv1(x)  # (N, H, W, 4 * C)
+        x = self.act(x)
+        x = self.grn(x)
+        x = self.pwconv2(x)  # (N, H, W, C)
+        if self.gamma is not None:
+            x = self.gamma * x
+        x = to_nchw(x)  # (N, C, H, W)
+        return shortcut + self.drop_path(x)
 
 
 class StagedNetwork(nn.Module):

@@ -21,12 +21,9 @@ from convnext.models.layers import (
     LayerNorm2d,
     PatchConv2d,
     PointwiseLinear,
-    add_branch,
-    add_mlp,
     classifier_head,
     drop_path_rates,
     init_weights,
-    linear_gelu,
 )
 
 
@@ -157,24 +154,25 @@ class DesignBlock(nn.Module):
             self.shortcut = nn.Sequential(convolution, *norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = self.shortcut(x)
-        x, last = self.prenorm(x), self.pwconv2
-        if self.spatial_first and isinstance(self.pwnorm1, nn.Identity) and isinstance(self.pwnorm2, nn.Identity):
-            layers = self.pwconv1, self.pointwise_act, last
-            return self.final_act(add_mlp(shortcut, self.mix(x), *layers, self.gamma, self.drop_path))
-        x = self.widen(self.mix(x)) if self.spatial_first else self.mix(self.widen(x))
-        if not isinstance(self.pwnorm2, nn.Identity):
-            x, last = last(x), self.pwnorm2
-        return self.final_act(add_branch(shortcut, x, last, self.gamma, self.drop_path))
+        shortcut = self.shortcut(x)  # (N, out_channels, H / stride, W / stride)
+        x = self.prenorm(x)  # (N, in_channels, H, W)
+        if self.spatial_first:
+            x = self.mix(x)
+            x = self.widen(x)  # (N, hidden, H / stride, W / stride)
+        else:
+            x = self.widen(x)  # (N, hidden, H, W)
+            x = self.mix(x)
+        x = self.pwnorm2(self.pwconv2(x))  # (N, out_channels, H / stride, W / stride)
+        if self.gamma is not None:
+            x = self.gamma.view(-1, 1, 1) * x
+        return self.final_act(shortcut + self.drop_path(x))
 
     def mix(self, x: Tensor) -> Tensor:
-        """Mix positions: the spatial convolution with what follows it."""
+        """Mix positions: the spatial convolution, its norm and its activation."""
         return self.spatial_act(self.norm(self.dwconv(x)))
 
     def widen(self, x: Tensor) -> Tensor:
-        """Mix channels, to the hidden width: the first 1x1 layer with what follows it."""
-        if isinstance(self.pwnorm1, nn.Identity):
-            return linear_gelu(x, self.pwconv1, self.pointwise_act)
+        """Mix channels, to the hidden width: the first 1x1 layer, its norm and its activation."""
         return self.pointwise_act(self.pwnorm1(self.pwconv1(x)))
 
 

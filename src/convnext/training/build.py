@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from convnext.acceleration.accelerate import accelerate, acceleration_report
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sources import NAMES
 from convnext.errors import UsageError
@@ -67,20 +68,20 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {name: found[name] for name, _ in model.named_modules() if name in found}
 
 
-def fuse_blocks(model: nn.Module, device: torch.device) -> None:
-    """Have the blocks computed by the fused kernels.
+def accelerate_blocks(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Have the model trained by kernels where there are some; ``fuse`` takes those that no GPU has measured yet.
 
     Raises:
-        UsageError: they do not run on the device, or the network has nothing that they compute.
+        UsageError: ``fuse`` is set, and the device has no such kernels, or the model has nothing that they compute.
     """
-    from convnext.acceleration.gpu.fusion import fuse  # whose operators take a while to register
     from convnext.acceleration.gpu.triton_runtime import runs_on
 
-    if not runs_on(device):
+    if recipe.fuse and not runs_on(device):
         raise UsageError(f"fuse needs an NVIDIA GPU and Triton, and this trains on {device.type}: leave --fuse out")
-    fusion = fuse(model)
-    if not fusion.fused:
-        raise UsageError(f"there is nothing to fuse in this network ({fusion}): leave --fuse out")
+    accelerate(model, training=True, experimental=recipe.fuse)
+    report = acceleration_report(model)
+    if recipe.fuse and not report.swapped:
+        raise UsageError(f"there is nothing to fuse in this model ({report}): leave --fuse out")
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from convnext.device import autocast_for
 from convnext.errors import UsageError
-from convnext.training.build import build, checkpoint_blocks, fuse_blocks, smallest_batch, statistics_kept
+from convnext.training.build import accelerate_blocks, build, checkpoint_blocks, smallest_batch, statistics_kept
 from convnext.training.distributed import Processes
 from convnext.training.objective import Objective
 from convnext.training.optimizer import adamw
@@ -41,8 +41,7 @@ class Learner:
             if device.type != "cuda":
                 raise UsageError("sync_batch_norm works on GPUs only: leave it out on processors")
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        if recipe.fuse:
-            fuse_blocks(model, device)
+        accelerate_blocks(model, recipe, device)
         self.model = model
         self.average = running_average(model, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = adamw(model, recipe, recipe.lr)

@@ -7,15 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext.acceleration.cpu import depthwise
+from convnext.acceleration.cpu import depthwise, native
 from convnext.acceleration.cpu.depthwise import depthwise_conv2d, depthwise_gradient, depthwise_weight_gradient
 from convnext.acceleration.cpu.native import available
 from convnext.errors import UsageError
-from convnext.models.layers import DepthwiseConv2d
-from tests.acceleration.cpu.cases import LIBRARIES, brought_about, take_training_library
+from tests.acceleration.cpu.cases import LIBRARIES, take_training_library
 
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")
 
@@ -32,20 +30,13 @@ SHAPES = [  # N, C, H, W, k
     (1, 5, 30, 400, 11),  # maps packed in several parts, and a kernel's row summed in several
     (0, 8, 4, 4, 3),
 ]
-NATIVE = depthwise.native_gradient
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 @pytest.fixture(autouse=True)
 def _slow_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the C code for the input's gradient on any processor."""
-    monkeypatch.setattr(depthwise, "SLOW_CONVOLUTIONS", True)
-
-
-@pytest.fixture
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the fast path for small maps too."""
-    monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(native, "SLOW_CONVOLUTIONS", True)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -118,7 +109,7 @@ def test_at_a_stride(shape: tuple[int, ...], stride: int, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_gradient_of_the_input_by_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise, "SLOW_CONVOLUTIONS", False)
+    monkeypatch.setattr(native, "SLOW_CONVOLUTIONS", False)
     check((2, 19, 9, 10, 7), dtype)
 
 
@@ -202,113 +193,9 @@ def test_weights_of_another_shape(shape: tuple[int, ...]) -> None:
         depthwise_conv2d(torch.randn(1, 4, 8, 8), torch.randn(shape), None, 1)
 
 
-def gradients(module: Any, x: Tensor, **options: Any) -> list[Tensor]:
-    """Output and gradients of a training step, by the fast path unless ``CONVNEXT_KERNELS`` is off."""
-    module.zero_grad()
-    x = x.detach().requires_grad_()
-    output = checkpoint(module, x, use_reentrant=False) if options.get("checkpointed") else module(x)
-    output.float().square().sum().backward()
-    return [output, x.grad, *(parameter.grad for parameter in module.parameters())]  # pyright: ignore[reportReturnType]
-
-
-def close(values: list[Tensor], references: list[Tensor], tolerance: float) -> bool:
-    pairs = zip(values, references, strict=True)
-    return all(error_of(value, reference.double()) < tolerance for value, reference in pairs)
-
-
 @needs_compiler
-@pytest.mark.usefixtures("any_size")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
-    ("way", "stride"), [("eager", 1), ("eager", 2), ("compiled", 1), ("compiled", 2), ("checkpointed", 1)]
-)
-def test_module_equals_torchs(way: str, stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = (
-        DepthwiseConv2d(19, 7, stride=stride),
-        torch.randn(2, 19, 9, 8).contiguous(memory_format=torch.channels_last),
-    )
-    torch._dynamo.reset()
-    # Inductor would take its time with code that is not of interest here.
-    called = torch.compile(module, fullgraph=True, backend="aot_eager") if way == "compiled" else module
-    calls = []
-    monkeypatch.setattr(depthwise, "native_gradient", lambda *args: calls.append(1) or NATIVE(*args))
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        fast = gradients(called, x, checkpointed=way == "checkpointed")
-        monkeypatch.setenv("CONVNEXT_KERNELS", "off")
-        slow = gradients(module, x)
-    assert calls == [1]
-    assert torch.equal(fast[0], slow[0])
-    assert fast[0].dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
-    assert close(fast[1:], slow[1:], 1e-5 if precision == "fp32" else 1e-2)
-
-
-@pytest.mark.parametrize("case", ["evaluation", "no_grad", "frozen", "float64", "fp16 autocast", "meta", "small"])
-def test_module_is_torchs_where_nothing_is_gained(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unexpected(*_: Any) -> Any:
-        raise AssertionError("the fast path was taken")
-
-    monkeypatch.setattr("convnext.acceleration.cpu.depthwise.depthwise_conv2d", unexpected)
-    if case != "small":
-        monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
-    module, x = DepthwiseConv2d(4, 5), torch.randn(1, 4, 5, 5)
-    if available() and case != "small":
-        with pytest.raises(AssertionError):
-            module(x)
-    module, x = brought_about(case, module, x)
-    with torch.set_grad_enabled(case != "no_grad"), torch.autocast("cpu", torch.float16, enabled="fp16" in case):
-        assert module(x).shape == x.shape
-
-
-@needs_compiler
-@pytest.mark.usefixtures("any_size")
-@pytest.mark.parametrize(
-    ("size", "side", "stride", "slow", "taken"),
-    [
-        (3, 5, 1, True, False),
-        (3, 2, 1, True, True),  # larger than the map
-        (5, 8, 1, True, True),
-        (5, 8, 2, True, True),
-        (3, 5, 1, False, True),
-        (5, 8, 2, False, False),
-    ],
-)
-def test_what_is_taken_where_torchs_convolutions_are_slow_and_where_they_are_not(
-    size: int, side: int, stride: int, slow: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(depthwise, "SLOW_CONVOLUTIONS", slow)
-    output = DepthwiseConv2d(4, size, stride=stride)(torch.randn(2, 4, side, side))
-    assert ("depthwise_conv2d" in type(output.grad_fn).__name__) == taken
-
-
-@pytest.mark.usefixtures("any_size")
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
-def test_transforms_and_tracing_of_a_module_in_training() -> None:
-    module, x = DepthwiseConv2d(4, 5), torch.randn(2, 4, 6, 6)
-
-    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(module, parameters, (x,)).square().sum()
-
-    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(module.named_parameters()), x[:, None])
-    loss(dict(module.named_parameters()), x).backward()
-    assert close([per_sample["weight"].sum(0)], [module.weight.grad], 1e-5)  # pyright: ignore[reportArgumentType]
-    assert torch.equal(torch.jit.trace(module, x)(x), module(x))  # pyright: ignore[reportCallIssue]
-
-
-@pytest.mark.usefixtures("any_size")
-def test_export_of_training_and_evaluation() -> None:
-    module, x = DepthwiseConv2d(4, 5), torch.randn(2, 4, 6, 6)
-    for mode in (True, False):
-        module.train(mode)
-        exported = torch.export.export(module, (x,))
-        assert torch.equal(exported.module()(x), module(x))
-        nodes = [str(node.target) for node in exported.graph.nodes]
-        assert any("convnext.depthwise_conv2d" in node for node in nodes) == (mode and available())
-
-
-@needs_compiler
-@pytest.mark.usefixtures("any_size")
 def test_torch_counts_its_operations() -> None:
-    layer = DepthwiseConv2d(18, 5)
+    tensors = inputs((2, 18, 9, 7, 5), torch.float32)
     with FlopCounterMode(display=False) as counter:
-        layer(torch.randn(2, 18, 9, 7, requires_grad=True)).sum().backward()
+        depthwise_conv2d(*tensors, 1).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 2 * 18 * 9 * 7 * 5**2  # forward and two gradients

@@ -19,9 +19,10 @@ needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here"
 TRAIN_AND_COUNT = """
 import resource
 import torch
+import convnext
 from convnext.models.convnext import Block
 
-block = Block(24, 7, drop_path=0.0, layer_scale=1.0, grn=False).train()
+block = convnext.accelerate(Block(24, 7, drop_path=0.0, layer_scale=1.0, grn=False), training=True)
 for _ in range(2):
     block(torch.randn(1, 24, 96, 96)).sum().backward()
 

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from convnext.acceleration.cpu import add_branch, bias_gelu, depthwise, layer_norm, mlp
 from convnext.acceleration.cpu.mlp import computes, residual_mlp, residual_mlp_gradient
 from convnext.errors import UsageError
-from convnext.models.convnext import Block
 from tests.acceleration.cpu.cases import LIBRARIES, take_training_library
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -193,29 +191,3 @@ def test_shapes_that_do_not_fit() -> None:
         mlp_of([*tensors[:-1], torch.ones(3)], None, *dtypes)
     with pytest.raises(UsageError, match="one a sample"):
         mlp_of(tensors, torch.ones(3), *dtypes)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_block_trains_by_it(library: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    take_training_library(library, monkeypatch)
-    for kernel in (layer_norm, bias_gelu, add_branch, mlp):
-        monkeypatch.setattr(kernel, "LEAST_VALUES", 0)
-    monkeypatch.setattr(depthwise, "LEAST_PRODUCTS", 0)
-    torch.manual_seed(2)
-    block = Block(40, 7, drop_path=0.4, layer_scale=0.5, grn=False).train()
-    x = torch.randn(5, 40, 9, 8).contiguous(memory_format=torch.channels_last)
-    found = []
-    for word in ("on", "off"):
-        monkeypatch.setenv("CONVNEXT_KERNELS", word)
-        torch.manual_seed(4)
-        block.zero_grad()
-        leaf = x.detach().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            out = block(leaf)
-        is_taken = "residual_mlp" in repr(out.grad_fn.next_functions)
-        assert is_taken == (word == "on" and (computes(torch.bfloat16) or precision == "fp32"))
-        out.float().sin().mean().backward()
-        found.append([out, leaf.grad, *(parameter.grad for parameter in block.parameters())])
-    errors = [error_of(value, right.double()) for value, right in zip(*found, strict=True)]
-    assert 0 < max(errors) < (1e-5 if precision == "fp32" else 2e-2)

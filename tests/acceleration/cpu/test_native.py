@@ -16,11 +16,11 @@ from convnext.errors import KernelsWarning, UsageError
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")
 
 GRADIENT = """
-import torch, warnings
-from convnext.kernels import native
+import torch, convnext
+from convnext.acceleration.cpu import native
 from convnext.models.layers import DepthwiseConv2d
 for _ in range(2):
-    DepthwiseConv2d(64, 3)(torch.randn(8, 64, 32, 32)).sum().backward()
+    convnext.accelerate(DepthwiseConv2d(64, 3), training=True)(torch.randn(8, 64, 32, 32)).sum().backward()
 print("native" if native.available() else "plain")
 """
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.acceleration.cpu.native import call, library, vector
+from convnext.acceleration.cpu.native import NATIVE_DTYPES, call, library, vector
 from convnext.acceleration.cpu.twice import through
-from convnext.acceleration.eligibility import NATIVE_DTYPES
 from convnext.errors import UsageError
 
-LEAST_VALUES = 300_000  # of the output; below, an operator written in Python takes longer than it saves
+MIN_VALUES = 300_000  # of the output; below, an operator written in Python takes longer than it saves
 
 
 @torch.library.custom_op("convnext::add_branch", mutates_args=())

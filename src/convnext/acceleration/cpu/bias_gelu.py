@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext.acceleration.cpu.native import call, library, vector
+from convnext.acceleration.cpu.native import NATIVE_DTYPES, call, library, vector
 from convnext.acceleration.cpu.twice import through
-from convnext.acceleration.eligibility import NATIVE_DTYPES
 from convnext.errors import UsageError
 
-LEAST_VALUES = 200_000  # of the output; below, an operator written in Python takes longer than it saves
+MIN_VALUES = 200_000  # of the output; below, an operator written in Python takes longer than it saves
 
 
 @torch.library.custom_op("convnext::bias_gelu", mutates_args=())

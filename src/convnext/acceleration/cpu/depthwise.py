@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from convnext.acceleration.cpu import native as build
 from convnext.acceleration.cpu.heap import empty
-from convnext.acceleration.cpu.native import call, library, vector
-from convnext.acceleration.eligibility import NATIVE_DTYPES, SLOW_CONVOLUTIONS
+from convnext.acceleration.cpu.native import NATIVE_DTYPES, call, library, vector
 from convnext.errors import UsageError
 
 # Of a convolution at stride 1; below, an operator written in Python takes longer than it saves.
-LEAST_PRODUCTS = 100_000 if SLOW_CONVOLUTIONS else 2_000_000
+MIN_PRODUCTS = 100_000 if build.SLOW_CONVOLUTIONS else 2_000_000
 
 
 def is_slow(x: Tensor, weight: Tensor, stride: int) -> bool:
@@ -30,7 +30,7 @@ def is_slow(x: Tensor, weight: Tensor, stride: int) -> bool:
     There a 3x3 is fast in torch on all but the smallest maps. A kernel that is larger than the map is slow, however
     little there is to do: 18 ms for 7x7 over 96 maps of 96 channels, 2x2 (`docs/performance.md`).
     """
-    if SLOW_CONVOLUTIONS:
+    if build.SLOW_CONVOLUTIONS:
         return weight.shape[-1] > 3 or weight.shape[-1] > min(x.shape[2:])
     return stride == 1
 
@@ -69,7 +69,7 @@ def depthwise_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor,
         grad: the gradient with respect to its output, (N, C, H, W).
     """
     native = native_for(x, grad)
-    if native is None or not SLOW_CONVOLUTIONS:
+    if native is None or not build.SLOW_CONVOLUTIONS:
         return input_gradient(grad, weight), *weight_gradient(x, grad, weight.shape[-1])
     x_grad = empty((x.shape[0], *x.shape[2:], x.shape[1]), x.dtype).permute(0, 3, 1, 2)
     return x_grad, *native_gradient(native, x, grad, weight.shape[-1], weight, x_grad)

@@ -16,12 +16,11 @@ from torch.utils.flop_counter import register_flop_formula
 from convnext.acceleration.cpu.add_branch import kept, sizes
 from convnext.acceleration.cpu.bias_gelu import plain_gradient as plain_gelu_gradient
 from convnext.acceleration.cpu.heap import empty
-from convnext.acceleration.cpu.native import call, library, vector
+from convnext.acceleration.cpu.native import NATIVE_DTYPES, call, has_bf16, library, vector
 from convnext.acceleration.cpu.twice import through
-from convnext.acceleration.eligibility import NATIVE_DTYPES
 from convnext.errors import UsageError
 
-LEAST_VALUES = 200_000  # of the hidden map; below, an operator written in Python takes longer than it saves
+MIN_VALUES = 200_000  # of the hidden map; below, an operator written in Python takes longer than it saves
 
 
 @torch.library.custom_op("convnext::residual_mlp", mutates_args=())
@@ -125,8 +124,7 @@ def residual_mlp_gradient(
 
 def computes(dtype: torch.dtype) -> bool:
     """Whether the library here multiplies in a dtype: fp32, and bf16 where the processor does."""
-    native = library() if dtype in NATIVE_DTYPES else None
-    return native is not None and (dtype == torch.float32 or bool(native.convnext_mlp_has_bf16()))
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and has_bf16())
 
 
 computes._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]  # as native.available

@@ -40,6 +40,10 @@ SOURCES = {  # of each library
     ),
     "inference": ("inference.c",),
 }
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)  # of the library for training
+# True if torch's convolutions are slow: with AVX-512, depthwise ones and those of patches come near the speed of its
+# matrix products.
+SLOW_CONVOLUTIONS = torch.backends.cpu.get_cpu_capability() == "AVX2"
 OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 BUILD_SECONDS = 120  # a file takes some; a compiler that hangs does not hold up a training for longer
 
@@ -51,8 +55,14 @@ def available() -> bool:
     return library() is not None
 
 
-# As torch.compiler.assume_constant_result marks it, whose call would import the compiler, a second, with every network.
-available._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+def has_bf16() -> bool:
+    """True if the library for training multiplies in bf16."""
+    native = library()
+    return native is not None and bool(native.convnext_mlp_has_bf16())
+
+
+# As torch.compiler.assume_constant_result marks it, whose call would import the compiler: a second for every model.
+available._dynamo_marked_constant = has_bf16._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def library() -> ctypes.CDLL | None:

@@ -2,9 +2,10 @@
 
 Each is a subclass of the plain one, by whose forward it computes wherever the kernels do not run: on the CPU, in
 float64, inside torch.func's transforms, traced for TorchScript or ONNX, with hooks on a layer inside.
-:func:`convnext.fuse` turns the plain ones into these.
+``accelerate(model, training=True, experimental=True)`` swaps the plain ones for these.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -12,27 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convnext.acceleration.enabled import enabled
 from convnext.acceleration.gpu.depthwise_operator import depthwise, depthwise_norm
 from convnext.acceleration.gpu.mlp_operator import linear_add, linear_gelu, linear_gelu_squares, mlp
 from convnext.acceleration.gpu.patches_operator import cut, norm_patches
-from convnext.acceleration.gpu.triton_runtime import runs
-from convnext.models.convnext import Block
-from convnext.models.design import DesignBlock
+from convnext.acceleration.gpu.triton_runtime import DTYPES, runs_on
+from convnext.acceleration.swapping import Swap, compute_dtype, is_hooked, obstacle, patch_weight, plain_type
+from convnext.acceleration.swapping import takes_kernels as takes
+from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
+from convnext.models.design import DesignBlock, DesignNetwork
 from convnext.models.layers import (
     DepthwiseConv2d,
-    DropPath,
     GELU2d,
     GlobalResponseNorm,
     LayerNorm,
     LayerNorm2d,
     PatchConv2d,
     PointwiseLinear,
-    patch_weight,
     to_nchw,
     to_nhwc,
 )
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
+WHOLE = "convolution with its norm; MLP with the addition"
 
 
 class FusedBlock(Block):
@@ -105,27 +108,9 @@ class FusedDownsampling(nn.Sequential):
         return to_nchw(F.linear(patches, weight, bias))
 
 
-def takes_kernels(module: nn.Module, x: Any) -> bool:
-    """Whether a module's kernels take a map (N, C, H, W) as things are now."""
-    if not torch.compiler.is_compiling() and (
-        type(x) not in (Tensor, nn.Parameter)  # a distributed tensor, a value that is only traced
-        or torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-    ):
-        return False
-    if torch.onnx.is_in_onnx_export() or x.ndim != 4 or x.is_meta:
-        return False
-    layers = (module, *module._modules.values())
-    parameters = [value for layer in layers if layer for value in layer._parameters.values() if value is not None]
-    if not torch.is_autocast_enabled(x.device.type) and any(tensor.dtype != x.dtype for tensor in parameters):
-        return False  # torch says what is wrong
-    return runs(x, *parameters)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which matrix products compute: that of their input, or autocast's."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+def takes_kernels(module: nn.Module, x: Tensor) -> bool:
+    """True if a module's kernels apply to a feature map (N, C, H, W) as things are now."""
+    return enabled() and takes(module, x, runs_on=runs_on, dtypes=DTYPES)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -222,27 +207,9 @@ def obstacle_in_mixing(block: DesignBlock) -> str | None:
     return obstacle_in_depthwise(block.dwconv) or obstacle(block, norm=LayerNorm2d, spatial_act=nn.Identity)
 
 
-def obstacle(block: Any, **parts: Any) -> str | None:
-    """Why a block's parts are not what the kernels compute: one is of another class than these, or is hooked."""
-    layers = block._modules
-    for name, kinds in parts.items():
-        layer = layers[name]
-        if type(layer) not in (kinds if isinstance(kinds, tuple) else (kinds,)):
-            return f"{name} is {type(layer).__name__}"
-        if is_hooked(layer):
-            return f"{name} has hooks"
-        if isinstance(layer, nn.GELU) and layer.approximate != "none":
-            return f"{name} is an approximation of GELU"
-        if name in ("pwconv1", "pwconv2") and layer.bias is None:
-            return f"{name} has no bias"
-    if type(layers["drop_path"]) is not DropPath or is_hooked(layers["drop_path"]):
-        return "drop_path is not the network's own"
-    return None
-
-
 def obstacle_in_depthwise(convolution: Any) -> str | None:
     """Why a convolution has no kernel."""
-    if type(convolution) not in (DepthwiseConv2d, FusedDepthwiseConv2d):
+    if plain_type(convolution) is not DepthwiseConv2d:
         return "its spatial convolution is not depthwise"
     if convolution.stride != (1, 1):
         return "its depthwise convolution strides"
@@ -253,7 +220,7 @@ def obstacle_in_depthwise(convolution: Any) -> str | None:
 
 def obstacle_in_patches(convolution: Any) -> str | None:
     """Why a convolution is no matrix product of patches."""
-    if type(convolution) in (PatchConv2d, FusedPatchConv2d):
+    if plain_type(convolution) is PatchConv2d:
         return None
     return "its patches overlap" if type(convolution) is nn.Conv2d else f"it is {type(convolution).__name__}"
 
@@ -267,6 +234,38 @@ def obstacle_in_downsampling(layers: Any) -> str | None:
     return obstacle_in_patches(layers[1])
 
 
-def is_hooked(layer: nn.Module) -> bool:
-    """Whether something wants to be called when a layer is."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+def fused_swaps(model: nn.Module) -> Iterator[Swap]:
+    """What can be swapped in a model on a GPU, and what cannot."""
+    if not isinstance(model, ConvNeXt | IsotropicConvNeXt | DesignNetwork):
+        yield Swap("", model, type(model), "", f"{type(model).__name__} is not a model of this package")
+        return
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, module in modules.items():
+        if plain_type(module) is Block:
+            yield Swap(name, module, FusedBlock, WHOLE, obstacle_in_block(module))
+        elif plain_type(module) is DesignBlock:
+            yield from design_block_swaps(name, module)
+    if isinstance(model, IsotropicConvNeXt):
+        yield from downsampling_swaps("stem", model.stem)
+    else:
+        for i, layer in enumerate(model.downsample_layers):
+            yield from downsampling_swaps(f"downsample_layers.{i}", layer)
+
+
+def design_block_swaps(name: str, block: DesignBlock) -> Iterator[Swap]:
+    """Of a block of the roadmap: all of it, its end, its convolution, or nothing."""
+    alone, end = obstacle_in_mixing(block), obstacle_in_mlp(block)
+    gain = WHOLE if alone is None else f"MLP with the addition, but not the norm before it: {alone}"
+    yield Swap(name, block, FusedDesignBlock, gain, end)
+    if (alone or end) and obstacle_in_depthwise(block.dwconv) is None:
+        yield Swap(f"{name}.dwconv", block.dwconv, FusedDepthwiseConv2d, "convolution alone", None)
+
+
+def downsampling_swaps(name: str, layer: nn.Module) -> Iterator[Swap]:
+    """A LayerNorm with the convolution after it, or each convolution of patches by itself."""
+    if plain_type(layer) is nn.Sequential and obstacle_in_downsampling(layer) is None:
+        yield Swap(name, layer, FusedDownsampling, "norm that writes patches, matrix product", None)
+        return
+    for inside, module in layer.named_modules(prefix=name):
+        if isinstance(module, nn.Conv2d):
+            yield Swap(inside, module, FusedPatchConv2d, "matrix product of patches", obstacle_in_patches(module))
