@@ -69,7 +69,13 @@ def corpus() -> list[dict[str, Tensor]]:
     found = []
     for grn in (False, True):
         torch.manual_seed(0)
-        official = ConvNeXt((1, 1, 1, 1), 8, num_classes=3, grn=grn, layer_scale=None if grn else 1e-6).state_dict()
+        official = ConvNeXt(
+            depths=(1, 1, 1, 1),
+            dims=(8, 16, 32, 64),
+            num_classes=3,
+            grn=grn,
+            layer_scale_init_value=None if grn else 1e-6,
+        ).state_dict()
         for layout in LAYOUTS:
             try:
                 state = layout.from_official(official)
@@ -319,7 +325,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-weights-"))
     ways = makers(corpus())
-    model = ConvNeXt((1, 1, 1, 1), 8, num_classes=3)
+    model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=3)
     counts: Counter[tuple[str, str]] = Counter()
     end, number, kinds = time.monotonic() + 60 * options.minutes, 0, sorted(ways)
     while time.monotonic() < end:

@@ -65,7 +65,7 @@ def network_of(row: Row) -> nn.Module:
     if row.library == "convnext":
         from convnext.models.convnext import ConvNeXt
 
-        return ConvNeXt(TOY_SIZES["depths"], TOY_SIZES["dims"][0]).to(DEVICE)
+        return ConvNeXt(**TOY_SIZES).to(DEVICE)
     from timm.models.convnext import ConvNeXt as TimmConvNeXt
 
     return TimmConvNeXt(**TOY_SIZES).to(DEVICE)

@@ -53,7 +53,7 @@ def enlarged(images: Tensor, size: int) -> Tensor:
 def trained(images: Tensor, classes: Tensor) -> nn.Module:
     """ConvNeXt-T, trained at 64 px, then at 224; with noise and shifts, so that not every digit is an easy one."""
     torch.manual_seed(0)
-    model = convnext.create_model("convnext_tiny", num_classes=10, drop_path=0.0, layer_scale=0.1)
+    model = convnext.create_model("convnext_tiny", num_classes=10, drop_path_rate=0.0, layer_scale_init_value=0.1)
     for size, steps, rate, batch in ((64, 300, 8e-4, 16), (SIZE, 30, 3e-4, 8)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
@@ -257,7 +257,7 @@ def main() -> None:
         if name in NEEDS_BF16 and not has_cpu_bf16():
             print(f"{name}: skipped, this processor has no bf16")
             continue
-        model = convnext.create_model("convnext_tiny", num_classes=10, layer_scale=0.1).eval()
+        model = convnext.create_model("convnext_tiny", num_classes=10, layer_scale_init_value=0.1).eval()
         model.load_state_dict(state)
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         start = time.perf_counter()

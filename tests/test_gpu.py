@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("name", ["convnext_atto", "convnextv2_atto", "roadmap_micro/resnet", "roadmap_micro/kernel_7"])
 def test_outputs_equal_the_cpus(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    model = convnext.create_model(name, layer_scale=None).eval()
+    model = convnext.create_model(name, layer_scale_init_value=None).eval()
     images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         expected = model(images)

@@ -21,16 +21,22 @@ from convnext.models.roadmap import roadmap
 from tests.acceleration.cpu.cases import LIBRARIES, take_inference_library
 
 SMALL = {
-    "v1": lambda: ConvNeXt((1, 1, 2, 1), 24, num_classes=10, layer_scale=0.5),
-    "v1 of 40 channels without LayerScale": lambda: ConvNeXt((1, 1, 1, 1), 40, num_classes=10, layer_scale=None),
-    "v1 with a stem of stride 2": lambda: ConvNeXt((1, 1, 1, 1), 32, num_classes=3, stem_stride=2, kernel_size=5),
-    "v1 with a stem of stride 1": lambda: ConvNeXt((1, 1, 1, 1), 16, num_classes=3, stem_stride=1, in_channels=1),
-    "features": lambda: ConvNeXt((1, 1, 1, 1), 16, num_classes=0),
-    "v2": lambda: ConvNeXtV2((1, 1, 2, 1), 24, num_classes=10),
-    "isotropic": lambda: IsotropicConvNeXt(4, 48, num_classes=10, layer_scale=0.1),
+    "v1": lambda: ConvNeXt(depths=(1, 1, 2, 1), dims=(24, 48, 96, 192), num_classes=10, layer_scale_init_value=0.5),
+    "v1 of 40 channels without LayerScale": lambda: ConvNeXt(
+        depths=(1, 1, 1, 1), dims=(40, 80, 160, 320), num_classes=10, layer_scale_init_value=None
+    ),
+    "v1 with a stem of stride 2": lambda: ConvNeXt(
+        depths=(1, 1, 1, 1), dims=(32, 64, 128, 256), num_classes=3, stem_stride=2, kernel_size=5
+    ),
+    "v1 with a stem of stride 1": lambda: ConvNeXt(
+        depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=3, stem_stride=1, in_chans=1
+    ),
+    "features": lambda: ConvNeXt(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=0),
+    "v2": lambda: ConvNeXtV2(depths=(1, 1, 2, 1), dims=(24, 48, 96, 192), num_classes=10),
+    "isotropic": lambda: IsotropicConvNeXt(depth=4, dim=48, num_classes=10, layer_scale_init_value=0.1),
 }
 ROADMAP = {
-    step.key: (lambda design=step.design: DesignNetwork(design, num_classes=10, layer_scale=0.5))
+    step.key: (lambda design=step.design: DesignNetwork(design, num_classes=10, layer_scale_init_value=0.5))
     for step in roadmap("micro")
 }
 

@@ -48,7 +48,9 @@ def digits() -> tuple[Tensor, Tensor]:
 def small(**options: Any) -> ConvNeXt:
     """A small ConvNeXt V1 whose every block counts."""
     torch.manual_seed(0)
-    return ConvNeXt((1, 1, 2, 1), 24, **({"num_classes": 10, "layer_scale": 0.5} | options)).eval()
+    return ConvNeXt(
+        depths=(1, 1, 2, 1), dims=(24, 48, 96, 192), **({"num_classes": 10, "layer_scale_init_value": 0.5} | options)
+    ).eval()
 
 
 def trained(model: nn.Module, steps: int) -> nn.Module:
@@ -90,8 +92,8 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     ],
 )
 def test_a_trained_network_keeps_its_answers(name: str) -> None:
-    options: dict[str, Any] = {"layer_scale": 0.1} if name == "convnext_atto" else {}
-    model = small() if name == "small" else convnext.create_model(name, num_classes=10, drop_path=0.0, **options)
+    options: dict[str, Any] = {"layer_scale_init_value": 0.1} if name == "convnext_atto" else {}
+    model = small() if name == "small" else convnext.create_model(name, num_classes=10, drop_path_rate=0.0, **options)
     model = trained(model, steps=40 if name == "small" else 80)
     images, labels = digits()
     int8 = quantize(model, images[:64])
@@ -120,11 +122,11 @@ def test_optimize_tries_it_on_request(kernels: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "options", "block"),
     [
-        ("convnext_atto", {"layer_scale": 0.5}, Int8Block),
-        ("convnext_atto", {"layer_scale": 0.5, "stem_stride": 1, "kernel_size": 3}, Int8Block),
+        ("convnext_atto", {"layer_scale_init_value": 0.5}, Int8Block),
+        ("convnext_atto", {"layer_scale_init_value": 0.5, "stem_stride": 1, "kernel_size": 3}, Int8Block),
         ("convnextv2_atto", {}, Int8Block),
         ("convnext_isotropic_small", {}, Int8Block),
-        ("roadmap_micro/depthwise", {"layer_scale": 0.5}, Int8Linear),
+        ("roadmap_micro/depthwise", {"layer_scale_init_value": 0.5}, Int8Linear),
         ("torchvision/swin_t", {}, Int8Linear),
         ("timm/convnext_atto", {}, Int8Linear),
     ],
@@ -141,8 +143,8 @@ def test_torchs_products_do_for_every_kind_of_network(
     "build",
     [
         small,
-        lambda: small(stem_stride=2, kernel_size=3, layer_scale=None),
-        lambda: IsotropicConvNeXt(3, 48, num_classes=10, layer_scale=0.5).eval(),
+        lambda: small(stem_stride=2, kernel_size=3, layer_scale_init_value=None),
+        lambda: IsotropicConvNeXt(depth=3, dim=48, num_classes=10, layer_scale_init_value=0.5).eval(),
     ],
 )
 def test_the_kernels_do_for_convnext_v1(
@@ -234,7 +236,7 @@ def test_what_is_not_finite_is_passed_on(library: str, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("_v1")
 def test_features_without_a_classifier() -> None:
-    model = convnext.create_model("convnext_atto", num_classes=0, layer_scale=0.5).eval()
+    model = convnext.create_model("convnext_atto", num_classes=0, layer_scale_init_value=0.5).eval()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     ours, exact = quantize(model, images)(images), logits(model, images)
     assert (ours - exact).pow(2).mean() < 0.01 * exact.var()
@@ -278,7 +280,7 @@ def test_a_processor_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("_kernels_off")
 def test_maps_are_fp32_where_the_processor_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convnext.acceleration.int8.has_cpu_bf16", lambda: False)
-    model = untrained("convnext_atto", layer_scale=0.5)
+    model = untrained("convnext_atto", layer_scale_init_value=0.5)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     int8 = quantize(model, images)
     exact = logits(model, images)

@@ -32,7 +32,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model() -> ConvNeXt:
-    return ConvNeXt((1, 1, 1, 1), 16, num_classes=10, layer_scale=0.5).eval()
+    return ConvNeXt(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10, layer_scale_init_value=0.5).eval()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_outputs_may_be_trained_on(model: ConvNeXt) -> None:
 def test_the_second_call_does_not_measure(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
     first = convnext.accelerate(model, IMAGES, precision="fp32", seconds=20)
     monkeypatch.setattr(optimize, "alternate", lambda *_, **__: pytest.fail("it measured"))
-    other = ConvNeXt((1, 1, 1, 1), 16, num_classes=10, layer_scale=0.5)
+    other = ConvNeXt(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10, layer_scale_init_value=0.5)
     again = convnext.accelerate(other, IMAGES, precision="fp32", seconds=20)
     assert again.report.remembered
     assert again.report.choice == first.report.choice
@@ -97,7 +97,7 @@ def test_another_shape_thread_count_or_network_is_measured(model: ConvNeXt) -> N
     convnext.accelerate(model, IMAGES, precision="fp32", seconds=0)
     assert convnext.accelerate(model, IMAGES, precision="fp32", seconds=0).report.remembered
     assert not convnext.accelerate(model, IMAGES[:2], precision="fp32", seconds=0).report.remembered
-    wider = ConvNeXt((1, 1, 1, 1), 24, num_classes=10)
+    wider = ConvNeXt(depths=(1, 1, 1, 1), dims=(24, 48, 96, 192), num_classes=10)
     assert not convnext.accelerate(wider, IMAGES, precision="fp32", seconds=0).report.remembered
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -287,7 +287,7 @@ def test_a_long_job_goes_on_by_the_kernels(model: ConvNeXt, monkeypatch: pytest.
 
 
 def test_another_network_goes_on_in_what_optimize_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ConvNeXtV2((1, 1, 1, 1), 16, num_classes=10).eval()
+    model = ConvNeXtV2(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10).eval()
     monkeypatch.setattr(job, "SEARCH", 1e-9)
     monkeypatch.setattr(job, "times_as_fast", lambda *_: 2.0)
     outputs, said = run_job(model, None)
@@ -314,7 +314,7 @@ def test_a_job_keeps_the_network_where_the_form_is_no_gain(
     def make(_: nn.Module) -> nn.Module:
         if flaw == "fails":
             raise RunError("no")
-        other = ConvNeXt((1, 1, 1, 1), 16, num_classes=10).eval()
+        other = ConvNeXt(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10).eval()
         return other if flaw == "other outputs" else model
 
     monkeypatch.setattr(job, "fused", make)

@@ -45,7 +45,9 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_every_setting_computes_the_networks_logits(name: str, precision: str) -> None:
-    model = convnext.create_model("convnext_atto", num_classes=5, layer_scale=1.0, head_init_scale=10.0).eval()
+    model = convnext.create_model(
+        "convnext_atto", num_classes=5, layer_scale_init_value=1.0, head_init_scale=10.0
+    ).eval()
     images = torch.randn(2, 3, SIZE, SIZE)
     with torch.inference_mode():
         expected = model(images)
@@ -61,7 +63,7 @@ def test_every_setting_computes_the_networks_logits(name: str, precision: str) -
     "name", [pytest.param(name, marks=[pytest.mark.slow] * SETTINGS[name].compiled) for name in (*PLAIN, *KERNELS)]
 )
 def test_every_setting_trains(name: str, precision: str) -> None:
-    model = convnext.create_model("convnext_atto", num_classes=5, layer_scale=1.0)
+    model = convnext.create_model("convnext_atto", num_classes=5, layer_scale_init_value=1.0)
     images, labels = torch.randn(4, 3, SIZE, SIZE), torch.arange(4)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     step = training(model, images, labels, precision, SETTINGS[name])  # pyright: ignore[reportArgumentType]

@@ -57,7 +57,7 @@ def test_dead_and_saturated_channels_are_counted(name: str) -> None:
 
 def test_a_channel_that_lives_in_one_image_is_not_dead() -> None:
     """Images are taken together, however they are divided into batches."""
-    model: Any = convnext.create_model("roadmap_micro/kernel_7", num_classes=3, layer_scale=1.0).eval()
+    model: Any = convnext.create_model("roadmap_micro/kernel_7", num_classes=3, layer_scale_init_value=1.0).eval()
     images = torch.randn(9, 3, 64, 64)
     whole = block_activity(model, images)
     parts = [block_activity(model, images[i : i + 1]) for i in range(9)]
@@ -78,7 +78,7 @@ def places(model: Any) -> dict[str, nn.Module]:
     "name", ["convnext_atto", "convnextv2_atto", *(f"roadmap_micro/{step.key}" for step in convnext.roadmap("micro"))]
 )
 def test_it_reads_what_the_last_layer_reads(name: str) -> None:
-    model: Any = convnext.create_model(name, num_classes=3, layer_scale=None if "v2" in name else 1.0).eval()
+    model: Any = convnext.create_model(name, num_classes=3, layer_scale_init_value=None if "v2" in name else 1.0).eval()
     outputs: dict[str, Tensor] = {}
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output, name=name: outputs.update({name: output.clone()}))  # pyright: ignore

@@ -26,7 +26,7 @@ CLASSES = ("cat", "dog", "a class with a name that is much too long for any figu
 
 @pytest.fixture
 def classifier() -> Classifier:
-    model = convnext.create_model("roadmap_micro/kernel_7", num_classes=3, layer_scale=0.5)
+    model = convnext.create_model("roadmap_micro/kernel_7", num_classes=3, layer_scale_init_value=0.5)
     return Classifier(model, CLASSES, Preprocessing.published(64), "network", "cpu")
 
 

@@ -102,7 +102,7 @@ STEPS = [f"roadmap_micro/{step.key}" for step in convnext.roadmap("micro")]
 )
 def test_it_is_the_papers_for_every_network_of_ours(name: str, size: int, stage: int) -> None:
     """Behind the last stage; of 64 px, where that has 2 x 2 positions, behind the third."""
-    model = convnext.create_model(name, num_classes=10, layer_scale=0.5 if "v2" not in name else None).eval()
+    model = convnext.create_model(name, num_classes=10, layer_scale_init_value=0.5 if "v2" not in name else None).eval()
     images = torch.randn(2, 3, size, size)
     found = grad_cam(model, images)
     assert torch.allclose(found, by_definition(model, images, stage), atol=1e-4)
@@ -182,7 +182,7 @@ def test_only_what_follows_the_map_is_recorded() -> None:
 
 
 def test_threads_may_share_a_model() -> None:
-    model = convnext.create_model("roadmap_micro/kernel_7", num_classes=10, layer_scale=0.5).eval()
+    model = convnext.create_model("roadmap_micro/kernel_7", num_classes=10, layer_scale_init_value=0.5).eval()
     jobs = [(torch.randn(1, 3, 64, 64), [i % 10]) for i in range(12)]
     expected = [grad_cam(model, *job) for job in jobs]
     with torch.no_grad():

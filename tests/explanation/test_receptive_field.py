@@ -88,7 +88,7 @@ def extent(stage: StageField) -> int:
 @pytest.mark.parametrize("kernel_size", [3, 7])
 def test_it_is_within_the_theoretical_one(kernel_size: int) -> None:
     model = convnext.create_model(
-        "roadmap_micro/separate_downsampling", kernel_size=kernel_size, num_classes=2, layer_scale=1.0
+        "roadmap_micro/separate_downsampling", kernel_size=kernel_size, num_classes=2, layer_scale_init_value=1.0
     ).eval()
     theoretical, field, stride = [], 4, 4
     for depth in (1, 1, 3, 1):
@@ -106,7 +106,7 @@ def test_it_is_within_the_theoretical_one(kernel_size: int) -> None:
 def test_wider_kernels_see_further() -> None:
     wide, narrow = (
         stage_fields(
-            convnext.create_model(f"roadmap_micro/{step}", num_classes=2, layer_scale=1.0).eval(),
+            convnext.create_model(f"roadmap_micro/{step}", num_classes=2, layer_scale_init_value=1.0).eval(),
             torch.randn(2, 3, 128, 128),
         )
         for step in ("kernel_7", "move_up_depthwise")

@@ -125,7 +125,7 @@ def convnext_pair() -> Similarity:
     torch.manual_seed(1)
     images = torch.randn(12, 3, 32, 32)
     models = [
-        convnext.create_model(f"roadmap_micro/{name}", num_classes=5, layer_scale=1.0).eval()
+        convnext.create_model(f"roadmap_micro/{name}", num_classes=5, layer_scale_init_value=1.0).eval()
         for name in ("separate_downsampling", "resnet")
     ]
     batches: Iterator[tuple[Tensor, Tensor]] = ((part, part) for part in images.split(6))
@@ -178,7 +178,7 @@ def test_networks_are_opened_by_name_and_see_the_same_pictures(folder: str) -> N
 def test_weights_are_compared_with_their_initial_values(tmp_path: Path, folder: str) -> None:
     torch.manual_seed(7)
     path = tmp_path / "atto.safetensors"
-    model = convnext.create_model("convnext_atto", num_classes=4, layer_scale=1.0)
+    model = convnext.create_model("convnext_atto", num_classes=4, layer_scale_init_value=1.0)
     convnext.save_weights(model, path)
     found = similarity(str(path), data=folder, device="cpu")
     assert found.names == (str(path), f"{path}, untrained")

@@ -3,7 +3,7 @@
 import resource
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +29,10 @@ def small_variants() -> dict[str, nn.Module]:
     """The family with as few blocks and channels as can be: those that are the same then, once."""
     found: dict[str, nn.Module] = {}
     for name, builder in VARIANTS.items():
-        function, options = cast(Any, builder).func, cast(Any, builder).keywords
-        size = ((1, 1, 1, 1), 8) if name.partition("_iso")[1] == "" else (4, 16)
-        found.setdefault(f"{function.__name__} {options}", function(*size, num_classes=5, **options))
+        sizes = ("depths", "dims", "depth", "dim")
+        options = {key: value for key, value in builder.keywords.items() if key not in sizes}
+        size = {"depth": 4, "dim": 16} if "isotropic" in name else {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)}
+        found.setdefault(f"{builder.func.__name__} {options}", builder(**size, num_classes=5))
     return found
 
 
@@ -102,7 +103,7 @@ def test_any_size_and_number_in_a_program(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_any_size_and_number_in_onnx(tmp_path: Path) -> None:
-    name = "ConvNeXt {'grn': True, 'layer_scale': None}"
+    name = "ConvNeXt {'grn': True, 'layer_scale_init_value': None}"
     model, exported = written(name, "onnx", tmp_path / "a.onnx", size=None)
     assert_same(model, exported, (2, 3, 64, 64), (1, 3, 32, 32), (5, 3, 96, 50))
 

@@ -175,7 +175,9 @@ def test_stem_stride(stem_stride: int, smallest: int) -> None:
 
 
 def test_options() -> None:
-    model = convnext.create_model("convnext_atto", num_classes=0, in_channels=4, kernel_size=5, layer_scale=None)
+    model = convnext.create_model(
+        "convnext_atto", num_classes=0, in_chans=4, kernel_size=5, layer_scale_init_value=None
+    )
     assert model(torch.randn(2, 4, 32, 32)).shape == (2, 320)
     assert not any(name.endswith("gamma") for name, _ in model.named_parameters())
     assert model.get_parameter("stages.0.0.dwconv.weight").shape == (40, 1, 5, 5)
@@ -190,7 +192,7 @@ def test_head_init_scale() -> None:
 
 
 def test_drop_path_grows_with_depth_and_works_in_training_only() -> None:
-    model = convnext.create_model("convnext_atto", drop_path=0.5)
+    model = convnext.create_model("convnext_atto", drop_path_rate=0.5)
     rates = [module.rate for module in model.modules() if isinstance(module, DropPath)]
     assert rates[0] == 0
     assert rates[-1] == pytest.approx(0.5)
@@ -206,11 +208,11 @@ def test_drop_path_grows_with_depth_and_works_in_training_only() -> None:
     ("options", "message"),
     [
         ({"num_classes": -1}, "num_classes is -1"),
-        ({"in_channels": 0}, "in_channels is 0"),
-        ({"drop_path": 1.0}, "drop_path is 1.0"),
+        ({"in_chans": 0}, "in_chans is 0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
         ({"kernel_size": 4}, "kernel_size is 4, needs an odd number"),
         ({"stem_stride": 3}, "stem_stride is 3, needs 4, 2 or 1"),
-        ({"colour": 1}, "takes no option 'colour': choose among num_classes"),
+        ({"colour": 1}, "takes no option 'colour': choose among .*num_classes"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:

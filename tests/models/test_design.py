@@ -33,7 +33,7 @@ def test_combinations_build_and_learn(every: int) -> None:
         choices = dict(zip(CHOICES, values, strict=True))
         downsampling, stage_norms = choices.pop("downsampling and stage_norms")
         design = Design(**TINY, **choices, downsampling=downsampling, stage_norms=stage_norms)
-        model = DesignNetwork(design, num_classes=3, layer_scale=1.0, drop_path=0)
+        model = DesignNetwork(design, num_classes=3, layer_scale_init_value=1.0, drop_path_rate=0)
         assert [maps.shape[1:] for maps in model.forward_features(images)] == [
             (channels, 8 >> i, 8 >> i) for i, channels in enumerate(design.widths)
         ], design
@@ -82,8 +82,10 @@ def test_a_wrong_value_says_what_is_allowed(choices: dict[str, Any], message: st
 def test_a_1x1_convolution_equals_a_linear_layer(key: str) -> None:
     design = next(step.design for step in convnext.roadmap("micro") if step.key == key)
     assert design.pointwise == "linear"
-    linear = convnext.create_model(design, num_classes=5, layer_scale=1.0).eval()
-    conv = convnext.create_model(dataclasses.replace(design, pointwise="conv"), num_classes=5, layer_scale=1.0).eval()
+    linear = convnext.create_model(design, num_classes=5, layer_scale_init_value=1.0).eval()
+    conv = convnext.create_model(
+        dataclasses.replace(design, pointwise="conv"), num_classes=5, layer_scale_init_value=1.0
+    ).eval()
     shapes = {name: tensor.shape for name, tensor in conv.state_dict().items()}
     assert any(len(shape) == 4 and "pwconv" in name for name, shape in shapes.items())
     conv.load_state_dict({name: tensor.reshape(shapes[name]) for name, tensor in linear.state_dict().items()})

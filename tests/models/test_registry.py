@@ -85,12 +85,12 @@ def test_references_take_an_image_size(name: str) -> None:
 
 
 def test_timm_reference_options() -> None:
-    model = convnext.create_model("timm/convnext_atto", num_classes=3, in_channels=1, drop_path=0.2)
+    model = convnext.create_model("timm/convnext_atto", num_classes=3, in_chans=1, drop_path_rate=0.2)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
-    with pytest.raises(convnext.UsageError, match="torchvision/resnet18 takes no option in_channels"):
-        convnext.create_model("torchvision/resnet18", in_channels=1)
+    with pytest.raises(convnext.UsageError, match="resnet18 takes no option 'in_chans'"):
+        convnext.create_model("torchvision/resnet18", in_chans=1)
     with pytest.raises(convnext.UsageError, match="timm/vgg11 cannot be built with"):
-        convnext.create_model("timm/vgg11", drop_path=0.1)
+        convnext.create_model("timm/vgg11", drop_path_rate=0.1)
 
 
 @pytest.mark.parametrize(

@@ -170,23 +170,23 @@ def check_equals_resnet(theirs: nn.Module, ours: nn.Module) -> None:
 
 
 def test_first_step_of_tiny_is_resnet50() -> None:
-    ours = convnext.create_model("roadmap_tiny/resnet", layer_scale=None)
+    ours = convnext.create_model("roadmap_tiny/resnet", layer_scale_init_value=None)
     assert sum(p.numel() for p in ours.parameters()) == 25_557_032
     check_equals_resnet(torchvision.models.resnet50(), ours)
 
 
 def test_first_step_of_base_is_resnet200() -> None:
     check_equals_resnet(
-        ResNet(Bottleneck, [3, 24, 36, 3]), convnext.create_model("roadmap_base/resnet", layer_scale=None)
+        ResNet(Bottleneck, [3, 24, 36, 3]), convnext.create_model("roadmap_base/resnet", layer_scale_init_value=None)
     )
 
 
 @pytest.mark.parametrize("size", ["tiny", pytest.param("base", marks=pytest.mark.slow)])
 def test_last_step_is_convnext(size: str) -> None:
     torch.manual_seed(0)
-    published = convnext.create_model(f"convnext_{size}", layer_scale=1.0, drop_path=0.1)
+    published = convnext.create_model(f"convnext_{size}", layer_scale_init_value=1.0, drop_path_rate=0.1)
     torch.manual_seed(0)
-    step = convnext.create_model(f"roadmap_{size}/separate_downsampling", layer_scale=1.0)
+    step = convnext.create_model(f"roadmap_{size}/separate_downsampling", layer_scale_init_value=1.0)
     ours, theirs = step.state_dict(), published.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -203,10 +203,12 @@ def test_last_step_is_convnext(size: str) -> None:
 def test_every_parameter_gets_a_finite_gradient(key: str) -> None:
     for regime in REGIMES:
         if regime == "micro":
-            model = convnext.create_model(f"roadmap_{regime}/{key}", num_classes=4, drop_path=0, layer_scale=0.5)
+            model = convnext.create_model(
+                f"roadmap_{regime}/{key}", num_classes=4, drop_path_rate=0, layer_scale_init_value=0.5
+            )
         else:  # full depth, a narrow width: the same graph
             model = convnext.create_model(
-                f"roadmap_{regime}/{key}", num_classes=4, drop_path=0, layer_scale=0.5, width=8
+                f"roadmap_{regime}/{key}", num_classes=4, drop_path_rate=0, layer_scale_init_value=0.5, width=8
             )
         model(torch.randn(2, 3, 64, 64)).square().mean().backward()
         for name, parameter in model.named_parameters():

@@ -165,7 +165,7 @@ def our_losses(recipe: Recipe, folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("model", ["convnext_atto", "convnext_tiny"])
 def test_the_name_map_gives_the_same_network(model: str) -> None:
-    ours = convnext.create_model(model, num_classes=CLASSES, layer_scale=1.0).eval()
+    ours = convnext.create_model(model, num_classes=CLASSES, layer_scale_init_value=1.0).eval()
     theirs = timm_network(model).eval()
     theirs.load_state_dict(in_timms_names(ours.state_dict()))
     images = torch.randn(2, 3, SIZE, SIZE)

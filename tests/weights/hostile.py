@@ -18,7 +18,7 @@ LAUGHS = b"X\x01\x00\x00\x00a" + b"q\x01h\x01\x86" * 60  # a tuple of two tuples
 def tiny(seed: int = 0, **options: Any) -> nn.Module:
     """A ConvNeXt that a file of 200 kB holds."""
     torch.manual_seed(seed)
-    return ConvNeXt((1, 1, 1, 1), 8, num_classes=3, **options)
+    return ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=3, **options)
 
 
 def document(*instructions: bytes) -> bytes:

@@ -14,7 +14,7 @@ from convnext.models.convnext import VARIANTS, ConvNeXt
 from convnext.weights.saving import LayoutName, convert
 from convnext.weights.weights_file import open_weights
 
-STAGED = [name for name, builder in VARIANTS.items() if builder.func is ConvNeXt]  # pyright: ignore[reportFunctionMemberAccess]
+STAGED = [name for name, builder in VARIANTS.items() if builder.func is ConvNeXt]
 TORCHVISION = ["convnext_tiny", "convnext_small", "convnext_base", "convnext_large"]
 CLASSES = 11
 
@@ -131,8 +131,8 @@ def build_transformers(variant: str, use: str = "ForImageClassification", **opti
     import transformers
 
     kind = "ConvNextV2" if variant.startswith("convnextv2") else "ConvNext"
-    depths, width = VARIANTS[variant].args  # pyright: ignore[reportFunctionMemberAccess]
-    sizes: dict[str, Any] = {"depths": list(depths), "hidden_sizes": [width * 2**i for i in range(4)]}
+    size = VARIANTS[variant].keywords
+    sizes: dict[str, Any] = {"depths": list(size["depths"]), "hidden_sizes": list(size["dims"])}
     config = getattr(transformers, f"{kind}Config")(**sizes, num_labels=CLASSES, **options)
     return getattr(transformers, kind + use)(config)
 

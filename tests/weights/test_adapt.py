@@ -34,7 +34,7 @@ def test_rule_for_weights_of_other_channels(given: int, channels: int) -> None:
 def test_adapted_and_said(variant: str, channels: int, how: str, tmp_path: Path) -> None:
     source = randomize(convnext.create_model(variant, num_classes=3))
     convnext.save_weights(source, tmp_path / "a.safetensors")
-    model = convnext.create_model(variant, num_classes=3, in_channels=channels).eval()
+    model = convnext.create_model(variant, num_classes=3, in_chans=channels).eval()
     loaded = convnext.load_weights(model, tmp_path / "a.safetensors")
     first = "stem.weight" if "isotropic" in variant else "downsample_layers.0.0.weight"
     assert loaded.adapted == (first,)
@@ -51,7 +51,7 @@ def test_adapts_what_comes_in_another_layout(tmp_path: Path) -> None:
 
     theirs = randomize(timm.create_model("convnext_atto", num_classes=3))
     torch.save(theirs.state_dict(), tmp_path / "a.pth")
-    model = convnext.create_model("convnext_atto", num_classes=5, in_channels=1)
+    model = convnext.create_model("convnext_atto", num_classes=5, in_chans=1)
     loaded = convnext.load_weights(model, tmp_path / "a.pth")
     assert (loaded.layout, loaded.adapted) == ("timm", ("downsample_layers.0.0.weight",))
     assert loaded.left_out == ("head.weight", "head.bias")

@@ -21,7 +21,14 @@ IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 
 def small(grn: bool = False, **options: Any) -> nn.Module:
     """A ConvNeXt of random weights that is quick to build and to save."""
-    return randomize(ConvNeXt((1, 2, 1, 1), 8, grn=grn, **{"layer_scale": None if grn else 1e-6, **options}))
+    return randomize(
+        ConvNeXt(
+            depths=(1, 2, 1, 1),
+            dims=(8, 16, 32, 64),
+            grn=grn,
+            **{"layer_scale_init_value": None if grn else 1e-6, **options},
+        )
+    )
 
 
 def save(weights: dict[str, Tensor], path: Path) -> Path:
@@ -53,7 +60,11 @@ def test_peer_to_ours_to_peer(peer: Peer, variant: str, tmp_path: Path) -> None:
 def test_rules_go_both_ways(layout: Any) -> None:
     isotropic = layout.place(["stem.weight", "blocks.0.dwconv.weight"]) is not None
     grn = layout not in (TORCHVISION,) and "DINOv3" not in layout.name and not isotropic
-    model = IsotropicConvNeXt(2, 8, num_classes=3, layer_scale=1e-6) if isotropic else small(grn, num_classes=3)
+    model = (
+        IsotropicConvNeXt(depth=2, dim=8, num_classes=3, layer_scale_init_value=1e-6)
+        if isotropic
+        else small(grn, num_classes=3)
+    )
     weights = randomize(model).state_dict()
     if "DINOv3" in layout.name:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
@@ -85,7 +96,7 @@ def test_every_variant_is_known_by_its_shapes() -> None:
 
     for variant in VARIANTS:
         with torch.device("meta"):
-            weights = convnext.create_model(variant, num_classes=3, in_channels=2).state_dict()
+            weights = convnext.create_model(variant, num_classes=3, in_chans=2).state_dict()
         architecture = architecture_of(weights)
         assert (architecture.variant, architecture.num_classes, architecture.in_channels) == (variant, 3, 2)
 
@@ -197,7 +208,7 @@ def test_norm_of_transformers_is_what_its_config_says(tmp_path: Path) -> None:
 
 
 def test_networks_without_a_name(tmp_path: Path) -> None:
-    source = small(num_classes=4, kernel_size=5, stem_stride=2, in_channels=2)
+    source = small(num_classes=4, kernel_size=5, stem_stride=2, in_chans=2)
     convnext.save_weights(source, tmp_path / "a.pth")
     opened = open_weights(tmp_path / "a.pth")
     architecture = opened.architecture

@@ -43,7 +43,7 @@ def test_from_the_server_to_the_outputs(published_here: Server, tmp_path: Path) 
     theirs = random_network()
     publish(published_here, ATTO, theirs.state_dict(), tmp_path)
     with pytest.warns(LicenceWarning, match="convnextv2_atto's in1k weights are licensed under CC-BY-NC-4.0") as said:
-        model = create_model("convnextv2_atto", pretrained="in1k", drop_path=0.1)
+        model = create_model("convnextv2_atto", pretrained="in1k", drop_path_rate=0.1)
     assert said[0].filename == __file__
     assert model.training
     images = torch.randn(2, 3, 64, 64)

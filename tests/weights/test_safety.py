@@ -335,7 +335,7 @@ def test_a_head_without_dimensions(tmp_path: Path) -> None:
 
 
 def test_sparse_kernels_of_odd_shapes(tmp_path: Path) -> None:
-    state = SPARSE.from_official(tiny(grn=True, layer_scale=None).state_dict())
+    state = SPARSE.from_official(tiny(grn=True, layer_scale_init_value=None).state_dict())
     for kernel in (torch.ones(()), torch.ones(48), torch.ones(48, 8), torch.ones(49, 8, 1, 1, 1)):
         torch.save(state | {"stages.0.0.dwconv.kernel": kernel}, tmp_path / "a.pth")
         refused(tmp_path / "a.pth", UsageError, r"stages\.0\.0\.dwconv\.weight")

@@ -36,7 +36,7 @@ def source() -> nn.Module:
 
 
 def unnamed(**options: Any) -> nn.Module:
-    return randomize(ConvNeXt((1, 2, 1, 1), 8, num_classes=3, **options))
+    return randomize(ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 16, 32, 64), num_classes=3, **options))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -111,12 +111,12 @@ def test_torchs_format_keeps_the_weights_alone_and_that_is_said(source: nn.Modul
 def test_networks_without_a_name_open_in_timm(tmp_path: Path) -> None:
     import timm
 
-    for options in ({"kernel_size": 5}, {"in_channels": 2}, {"grn": True, "layer_scale": None}):
+    for options in ({"kernel_size": 5}, {"in_chans": 2}, {"grn": True, "layer_scale_init_value": None}):
         model = unnamed(**options)
         folder = tmp_path / "-".join(options)
         convnext.save_weights(model, folder, "timm")
         theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        images = torch.randn(1, options.get("in_channels", 3), 64, 64)
+        images = torch.randn(1, options.get("in_chans", 3), 64, 64)
         torch.testing.assert_close(logits(theirs, images), logits(model, images), rtol=1e-5, atol=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_precision_stays(source: nn.Module, dtype: torch.dtype, tmp_path: Path) 
     [
         ("convnextv2_atto", {}, "torchvision", "torchvision has no V2: convert to official or timm"),
         ("convnext_atto", {"num_classes": 0}, "torchvision", "no networks without a classifier"),
-        ("convnext_atto", {"in_channels": 4}, "torchvision", "no images of 4 channels"),
+        ("convnext_atto", {"in_chans": 4}, "torchvision", "no images of 4 channels"),
         ("convnext_atto", {"kernel_size": 5}, "transformers", "transformers has no kernel size 5"),
         ("convnext_atto", {"stem_stride": 1}, "transformers", "no stems of stride 1"),
         ("convnext_atto", {"stem_stride": 1}, "timm", "timm has no stem of stride 1"),
@@ -250,7 +250,7 @@ def test_imagenets_names_reach_transformers(tmp_path: Path) -> None:
 
     saved = convnext.save_weights(unnamed(), tmp_path / "few", "transformers")
     assert saved.notes == ()
-    model = ConvNeXt((1, 1, 1, 1), 8, num_classes=1000)
+    model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=1000)
     saved = convnext.save_weights(model, tmp_path / "a", "transformers")
     assert saved.notes == ("the 1000 classes have no names: ImageNet's are written, which has as many",)
     labels: Any = AutoConfig.from_pretrained(tmp_path / "a").id2label
@@ -274,7 +274,7 @@ def test_other_channels_go_through_timms_own_folder(channels: int, tmp_path: Pat
 
 
 def test_images_of_four_channels_are_no_pictures(tmp_path: Path) -> None:
-    convnext.save_weights(unnamed(in_channels=4), tmp_path / "a.pth")
+    convnext.save_weights(unnamed(in_chans=4), tmp_path / "a.pth")
     with pytest.raises(UsageError, match=r"a.pth is for images of 4 channels, and pictures have 3, or 1"):
         convnext.load(tmp_path / "a.pth")
 

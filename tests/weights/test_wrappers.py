@@ -26,7 +26,9 @@ BESIDE = {"epoch": 3, "best": 0.5, "args": ["a"], "optimizer": {"state": {0: tor
 @cache
 def weights(grn: bool) -> Mapping[str, Tensor]:
     torch.manual_seed(0)
-    model = ConvNeXt((1, 1, 2, 1), 8, num_classes=3, grn=grn, layer_scale=None if grn else 1e-6)
+    model = ConvNeXt(
+        depths=(1, 1, 2, 1), dims=(8, 16, 32, 64), num_classes=3, grn=grn, layer_scale_init_value=None if grn else 1e-6
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return model.state_dict()

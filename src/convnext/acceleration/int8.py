@@ -33,10 +33,10 @@ def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
 
     Args:
         model: a network of this package, or a reference, in fp32 on the processor.
-        calibration: normalised images (N, in_channels, H, W); a few dozen of those that it will see.
+        calibration: normalised images (N, in_chans, H, W); a few dozen of those that it will see.
 
     Returns:
-        A module in evaluation mode, from images (N, in_channels, H, W) to fp32 logits; any batch size. It lives in this
+        A module in evaluation mode, from images (N, in_chans, H, W) to fp32 logits; any batch size. It lives in this
         process alone: weights laid out for the processor cannot be copied or saved.
 
     Raises:
@@ -135,7 +135,7 @@ def check_calibration(images: Tensor) -> None:
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise UsageError(
-            f"calibration needs normalised images (N, in_channels, H, W) in fp32, {tuple(images.shape)} of "
+            f"calibration needs normalised images (N, in_chans, H, W) in fp32, {tuple(images.shape)} of "
             f"{images.dtype} arrived"
         )
     if not len(images):

@@ -49,7 +49,7 @@ def has_network(library: str, name: str) -> bool:
     """Whether a library has the network that this package calls ``name``, the same in size and result."""
     if library == "transformers":
         builder = VARIANTS.get(name)
-        return builder is not None and builder.func is ConvNeXt  # pyright: ignore[reportFunctionMemberAccess]
+        return builder is not None and builder.func is ConvNeXt
     return name in VARIANTS and f"{library}/{name}" in list_references(library)
 
 
@@ -73,7 +73,7 @@ def build_transformers(name: str) -> nn.Module:
     import transformers
 
     kind = "ConvNextV2" if name.startswith("convnextv2") else "ConvNext"
-    depths, width = VARIANTS[name].args  # pyright: ignore[reportFunctionMemberAccess]
-    sizes: dict[str, Any] = {"depths": list(depths), "hidden_sizes": [width * 2**stage for stage in range(4)]}
+    size = VARIANTS[name].keywords
+    sizes: dict[str, Any] = {"depths": list(size["depths"]), "hidden_sizes": list(size["dims"])}
     config = getattr(transformers, f"{kind}Config")(**sizes, num_labels=1000)
     return LogitsOf(getattr(transformers, f"{kind}ForImageClassification")(config))

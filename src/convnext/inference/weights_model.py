@@ -49,7 +49,7 @@ def trained(name: str, opened: Opened, preprocessing: Preprocessing | None, *not
     if channels not in (1, 3):
         raise UsageError(
             f"{name} is for images of {channels} channels, and pictures have 3, or 1 where they are grey: use the "
-            f"network itself, convnext.create_model(..., in_channels={channels}) with convnext.load_weights"
+            f"network itself, convnext.create_model(..., in_chans={channels}) with convnext.load_weights"
         )
     known = opened.description.preprocessing or preprocessing
     classes, own = opened.description.classes, opened.architecture.num_classes

@@ -34,13 +34,13 @@ def create_model(name: str | Design, **options: Any) -> nn.Module:
     Args:
         name: a name of :func:`list_models`, such as ``convnext_tiny``, ``roadmap_tiny/patchify_stem`` or
             ``torchvision/swin_t``; or a :class:`Design`.
-        options: ``num_classes`` (1000; 0 for features), ``in_channels`` (3), ``drop_path``, ``layer_scale``,
-            ``kernel_size``, ``stem_stride`` (4, 2 or 1), ``head_init_scale``, and for the family ``grn``
-            (V2's response norm). Steps of the roadmap take every field of
-            :class:`Design` as well. References take what :func:`create_reference` says.
+        options: arguments of the network's constructor: ``in_chans`` (3), ``num_classes`` (1000; 0 for features),
+            ``drop_path_rate``, ``layer_scale_init_value``, ``head_init_scale``, and for the family those of
+            :class:`ConvNeXt`. Steps of the roadmap take every field of :class:`Design` as well. References take what
+            :func:`create_reference` says.
 
     Returns:
-        A module from images (N, in_channels, H, W) to logits (N, num_classes).
+        A module from images (N, in_chans, H, W) to logits (N, num_classes).
 
     Raises:
         UsageError: the name is unknown (the nearest are listed), or the network does not take an option.
@@ -72,9 +72,8 @@ def roadmap_designs() -> dict[str, Design]:
 
 
 def keyword_options(builder: Any) -> list[str]:
-    """The options that a builder takes by name only."""
-    parameters = inspect.signature(builder).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    """The arguments that a constructor takes by name, but for a design."""
+    return [name for name in inspect.signature(builder).parameters if name != "design"]
 
 
 def check_known(name: str, options: dict[str, Any], known: list[str]) -> None:

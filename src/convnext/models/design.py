@@ -6,10 +6,10 @@ absorb it.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args, get_origin, get_type_hints
 
-import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
@@ -24,6 +24,7 @@ from convnext.models.layers import (
     classifier_head,
     drop_path_rates,
     init_weights,
+    layer_scale,
 )
 
 
@@ -124,7 +125,7 @@ class DesignBlock(nn.Module):
         out_channels: int,
         stride: int,
         drop_path: float,
-        layer_scale: float | None,
+        layer_scale_init_value: float | None,
     ) -> None:
         super().__init__()
         narrow = design.bottleneck == "narrow"
@@ -144,7 +145,7 @@ class DesignBlock(nn.Module):
         self.pointwise_act = activation(design) if design.activations > 1 or self.spatial_first else nn.Identity()
         self.pwconv2 = pointwise(design, hidden, out_channels, bias)
         self.pwnorm2 = norm2d(design, out_channels) if every_norm else nn.Identity()
-        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((out_channels,), layer_scale))
+        self.gamma = layer_scale(out_channels, layer_scale_init_value)
         self.drop_path = DropPath(drop_path)
         self.final_act = activation(design) if design.activations == 3 else nn.Identity()
         self.shortcut = nn.Identity()
@@ -182,9 +183,10 @@ class DesignNetwork(StagedNetwork):
     Args:
         design: its choices.
         num_classes: 0 for features (N, widths[-1]).
-        drop_path: stochastic depth's rate at the last block, growing linearly from 0 at the first.
-        layer_scale: initial value of the scale on each residual branch; None for none. The paper's recipe trains
-            every step of its roadmap with it.
+        in_chans: channels of the images.
+        drop_path_rate: stochastic depth's rate at the last block, growing linearly from 0 at the first.
+        layer_scale_init_value: initial value of the scale on each residual branch; None or 0 for none. The paper's
+            recipe trains every step of its roadmap with it.
         head_init_scale: factor on the classifier's initial weights.
     """
 
@@ -192,26 +194,27 @@ class DesignNetwork(StagedNetwork):
         self,
         design: Design,
         *,
+        in_chans: int = 3,
         num_classes: int = 1000,
-        in_channels: int = 3,
-        drop_path: float = 0.1,
-        layer_scale: float | None = 1e-6,
+        drop_path_rate: float = 0.1,
+        layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
     ) -> None:
-        check_options(num_classes=num_classes, in_channels=in_channels, drop_path=drop_path)
+        check_options(num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
         separate = design.downsampling == "separate"
         widths = design.widths
         stem_width = widths[0] if separate else design.width
-        downsample_layers: list[nn.Module] = [stem(design, in_channels, stem_width)]
+        downsample_layers: list[nn.Module] = [stem(design, in_chans, stem_width)]
         for before, after in pairwise(widths):
             downsample_layers.append(downsampling(design, before, after) if separate else nn.Identity())
 
         entering = widths if separate else (stem_width, *widths[:3])
         stages = []
-        for i, rates in enumerate(drop_path_rates(drop_path, design.depths)):
+        for i, rates in enumerate(drop_path_rates(drop_path_rate, design.depths)):
             stride = 1 if separate or i == 0 else 2
-            blocks = [DesignBlock(design, entering[i], widths[i], stride, rates[0], layer_scale)]
-            blocks += [DesignBlock(design, widths[i], widths[i], 1, rate, layer_scale) for rate in rates[1:]]
+            block = partial(DesignBlock, design, out_channels=widths[i], layer_scale_init_value=layer_scale_init_value)
+            blocks = [block(entering[i], stride=stride, drop_path=rates[0])]
+            blocks += [block(widths[i], stride=1, drop_path=rate) for rate in rates[1:]]
             stages.append(nn.Sequential(*blocks))
 
         norm = nn.Identity()
@@ -224,13 +227,13 @@ class DesignNetwork(StagedNetwork):
         self.stages.apply(init_weights)
 
 
-def stem(design: Design, in_channels: int, width: int) -> nn.Sequential:
-    """Images to the first stage's input, (N, in_channels, H, W) to (N, width, H / stem_stride, W / stem_stride)."""
+def stem(design: Design, in_chans: int, width: int) -> nn.Sequential:
+    """Images to the first stage's input, (N, in_chans, H, W) to (N, width, H / stem_stride, W / stem_stride)."""
     if design.stem == "patchify":
         norm = [norm2d(design, width)] if design.stage_norms else []
-        convolution = patchify(in_channels, width, design.stem_stride, bias=design.norm == "layer" or not norm)
+        convolution = patchify(in_chans, width, design.stem_stride, bias=design.norm == "layer" or not norm)
         return nn.Sequential(convolution, *norm)
-    convolution = nn.Conv2d(in_channels, width, 7, 2, padding=3, bias=design.norm == "layer")
+    convolution = nn.Conv2d(in_chans, width, 7, 2, padding=3, bias=design.norm == "layer")
     return nn.Sequential(convolution, norm2d(design, width), activation(design), nn.MaxPool2d(3, 2, padding=1))
 
 

@@ -3,6 +3,8 @@
 Maps are (N, C, H, W), kept in channels_last memory, so that the (N, H, W, C) views taken here cost no copy.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -100,7 +102,12 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-def drop_path_rates(maximum: float, depths: tuple[int, ...]) -> list[list[float]]:
+def layer_scale(dim: int, init_value: float | None) -> nn.Parameter | None:
+    """LayerScale's ``gamma`` (C) at its initial value; None for none."""
+    return nn.Parameter(torch.full((dim,), float(init_value))) if init_value else None
+
+
+def drop_path_rates(maximum: float, depths: Sequence[int]) -> list[list[float]]:
     """Rates that grow linearly over the blocks, from 0 at the first to ``maximum`` at the last, one list a stage."""
     rates = iter(torch.linspace(0, maximum, sum(depths), device="cpu").tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]

@@ -10,7 +10,7 @@ from convnext.errors import UsageError, unknown_name
 
 LIBRARIES = ("torchvision", "timm")
 TORCHVISION_OPTIONS = ("num_classes", "image_size")
-TIMM_OPTIONS = {"num_classes": "num_classes", "in_channels": "in_chans", "drop_path": "drop_path_rate"}
+TIMM_OPTIONS = ("num_classes", "image_size", "in_chans", "drop_path_rate")
 
 
 def is_reference(name: str) -> bool:
@@ -35,7 +35,7 @@ def create_reference(name: str, **options: Any) -> nn.Module:
     Args:
         name: ``torchvision/NAME`` or ``timm/NAME``.
         options: ``num_classes`` (0 for features: timm only); ``image_size``, which only networks that are built for one
-            size take notice of; for timm also ``in_channels`` and ``drop_path``.
+            size take notice of; for timm also ``in_chans`` and ``drop_path_rate``.
 
     Returns:
         The library's own module: logits for images, but no ``forward_features`` in this package's sense.
@@ -47,10 +47,10 @@ def create_reference(name: str, **options: Any) -> nn.Module:
     known = list_references(library)
     if name not in known:
         raise unknown_name("reference", name, known)
-    allowed = ("image_size", *TIMM_OPTIONS) if library == "timm" else TORCHVISION_OPTIONS
+    allowed = TIMM_OPTIONS if library == "timm" else TORCHVISION_OPTIONS
     for option in options:
         if option not in allowed:
-            raise UsageError(f"{name} takes no option {option}: choose among {', '.join(allowed)}")
+            raise UsageError(f"{name} takes no option {option!r}: choose among {', '.join(allowed)}")
     image_size = options.pop("image_size", None)
     create = create_timm if library == "timm" else create_torchvision
     try:
@@ -60,11 +60,10 @@ def create_reference(name: str, **options: Any) -> nn.Module:
         raise UsageError(f"{name} cannot be built with {asked}: {error or type(error).__name__}") from error
 
 
-def create_timm(network: str, image_size: int | None, options: dict[str, Any]) -> nn.Module:
+def create_timm(network: str, image_size: int | None, arguments: dict[str, Any]) -> nn.Module:
     """A network by timm's builder."""
     import timm
 
-    arguments = {TIMM_OPTIONS[option]: value for option, value in options.items()}
     published = timm.get_pretrained_cfg(network)
     if image_size is not None and published is not None and published.fixed_input_size:
         arguments["img_size"] = image_size

@@ -26,12 +26,10 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
     image_size = min(recipe.image_size, recipe.evaluation_size)
     if is_reference(recipe.model):
         return create_model(recipe.model, num_classes=num_classes, image_size=image_size)
-    options = {"stem_stride": recipe.stem_stride, "layer_scale": recipe.layer_scale}
+    options = {"stem_stride": recipe.stem_stride, "layer_scale_init_value": recipe.layer_scale}
     options = {name: value for name, value in options.items() if value is not None}
-    if options.get("layer_scale") == 0:
-        options["layer_scale"] = None
     head = {"num_classes": num_classes, "head_init_scale": recipe.head_init_scale}
-    model = create_model(recipe.model, drop_path=recipe.drop_path, **head, **options)
+    model = create_model(recipe.model, drop_path_rate=recipe.drop_path, **head, **options)
     smallest = model.smallest_image
     if isinstance(smallest, int) and image_size < smallest:
         raise UsageError(

@@ -48,11 +48,18 @@ class Architecture:
         return len(self.depths) == 1
 
     @property
+    def size(self) -> dict[str, Any]:
+        """Depth and width, as the network's constructor takes them."""
+        if self.is_isotropic:
+            return {"depth": self.depths[0], "dim": self.width}
+        return {"depths": self.depths, "dims": tuple(self.width * 2**stage for stage in range(4))}
+
+    @property
     def variant(self) -> str | None:
         """Its name in this package, whatever its stem, kernel, channels and classes; None where it has none."""
-        size = (*self.depths, self.width) if self.is_isotropic else (self.depths, self.width)
         for name, builder in VARIANTS.items():
-            if builder.args == size and builder.keywords.get("grn", False) == self.grn:  # pyright: ignore
+            arguments = {"grn": False} | builder.keywords
+            if all(arguments.get(key) == value for key, value in (self.size | {"grn": self.grn}).items()):
                 return name
         return None
 
@@ -75,13 +82,13 @@ class Architecture:
         """
         options: dict[str, Any] = {
             "num_classes": self.num_classes,
-            "in_channels": self.in_channels,
+            "in_chans": self.in_channels,
             "kernel_size": self.kernel_size,
-            "layer_scale": 1e-6 if self.layer_scale else None,
+            "layer_scale_init_value": 1e-6 if self.layer_scale else None,
         }
         if self.is_isotropic:
-            return IsotropicConvNeXt(self.depths[0], self.width, **options)
-        model = ConvNeXt(self.depths, self.width, grn=self.grn, stem_stride=self.stem_stride, **options)  # pyright: ignore
+            return IsotropicConvNeXt(**self.size, **options)
+        model = ConvNeXt(**self.size, grn=self.grn, stem_stride=self.stem_stride, **options)
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = self.norm_eps

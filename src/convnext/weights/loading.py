@@ -155,7 +155,7 @@ def check_fit(weights: dict[str, Tensor], own: dict[str, Tensor], path: Path) ->
     if problems:
         raise UsageError(
             f"{path} does not fit this network. {'; '.join(problems)}. Take the network that the file was made with "
-            "(name, stem_stride, kernel_size, layer_scale, in_channels), or another file"
+            "(name, stem_stride, kernel_size, layer_scale_init_value, in_chans), or another file"
         )
 
 

@@ -28,13 +28,13 @@ def create_model(name: str | Design, *, pretrained: str | bool | None = None, **
         pretrained: a tag of the authors' published weights of the network, as ``convnext models --pretrained`` lists
             them: ``in1k``, ``in22k``, ``in22k_in1k`` (with ``_384``, ``_512`` for larger images), ``fcmae``. True for
             the ImageNet-1K classifier at 224 px with the highest accuracy in the paper. They are downloaded once.
-        options: ``num_classes`` (1000, or those of the published weights; 0 for features), ``in_channels`` (3),
-            ``drop_path``, ``layer_scale``, ``kernel_size``, ``stem_stride`` (4, 2 or 1), ``head_init_scale``, and for
-            the family ``grn`` (V2's response norm). Steps of the roadmap take every field of :class:`Design` as well.
-            References take ``num_classes``, ``image_size``, and those of timm ``in_channels`` and ``drop_path``.
+        options: ``num_classes`` (1000, or those of the published weights; 0 for features), ``in_chans`` (3),
+            ``drop_path_rate``, ``layer_scale_init_value``, ``head_init_scale``, and for the family those of
+            :class:`ConvNeXt`. Steps of the roadmap take every field of :class:`Design` as well. References take
+            ``num_classes``, ``image_size``, and those of timm ``in_chans`` and ``drop_path_rate``.
 
     Returns:
-        A module from images (N, in_channels, H, W) to logits (N, num_classes).
+        A module from images (N, in_chans, H, W) to logits (N, num_classes).
 
     Warns:
         LicenceWarning: the weights are not for commercial use; once a process.

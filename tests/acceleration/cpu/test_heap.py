@@ -22,7 +22,7 @@ import torch
 import convnext
 from convnext.models.convnext import Block
 
-block = convnext.accelerate(Block(24, 7, drop_path=0.0, layer_scale=1.0, grn=False), training=True)
+block = convnext.accelerate(Block(24, 7, drop_path=0.0, layer_scale_init_value=1.0, grn=False), training=True)
 for _ in range(2):
     block(torch.randn(1, 24, 96, 96)).sum().backward()
 

@@ -63,7 +63,7 @@ def max_error(fast: list[Tensor], slow: list[Tensor]) -> float:
 
 
 def block(**options: Any) -> tuple[Block, Tensor]:
-    module = Block(19, 7, drop_path=0.5, **({"layer_scale": 0.5, "grn": False} | options))
+    module = Block(19, 7, drop_path=0.5, **({"layer_scale_init_value": 0.5, "grn": False} | options))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -88,7 +88,7 @@ def operators_in(module: Any, x: Tensor) -> set[str]:
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("way", ["eager", "compiled", "checkpointed", "v2"])
 def test_block_equals_the_plain_one(way: str, precision: str) -> None:
-    module, x = block(layer_scale=None, grn=True) if way == "v2" else block()
+    module, x = block(layer_scale_init_value=None, grn=True) if way == "v2" else block()
     swapped = accelerated(module)
     torch._dynamo.reset()
     # Inductor would take its time with code that is not of interest here.
@@ -171,8 +171,8 @@ def test_model_learns_the_same(name: str) -> None:
     losses, weights = [], []
     for fast in (True, False):
         torch.manual_seed(1)
-        options = {} if "v2" in name else {"layer_scale": 0.5}  # so that the branches matter
-        model = convnext.create_model(name, num_classes=3, drop_path=0.1, **options).train()  # pyright: ignore[reportArgumentType]
+        options = {} if "v2" in name else {"layer_scale_init_value": 0.5}  # so that the branches matter
+        model = convnext.create_model(name, num_classes=3, drop_path_rate=0.1, **options).train()  # pyright: ignore[reportArgumentType]
         if fast:
             convnext.accelerate(model, training=True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -191,7 +191,7 @@ def test_model_learns_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("step", ["kernel_7", "gelu", "fewer_activations", "fewer_norms", "layer_norm"])
 def test_the_roadmap_computes_the_same(step: str) -> None:
-    model = convnext.create_model(f"roadmap_micro/{step}", width=8, depths=(1, 1, 1, 1), layer_scale=0.5)
+    model = convnext.create_model(f"roadmap_micro/{step}", width=8, depths=(1, 1, 1, 1), layer_scale_init_value=0.5)
     swapped, x = accelerated(model), torch.randn(2, 3, 32, 32)
     assert any(is_swapped(module) for module in swapped.modules())
     assert operators_in(swapped, x)

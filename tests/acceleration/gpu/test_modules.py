@@ -24,12 +24,14 @@ from convnext.training.build import blocks, checkpoint_blocks
 DEVICE = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
 pytestmark = [pytest.mark.skipif(not has_triton(), reason="needs Triton")]
 pytestmark += [pytest.mark.gpu] if DEVICE == "cuda" else []
-SMALL: dict[str, Any] = {"num_classes": 3, "kernel_size": 3, "drop_path": 0.3}
+SMALL: dict[str, Any] = {"num_classes": 3, "kernel_size": 3, "drop_path_rate": 0.3}
 FAMILY: dict[str, Callable[[], nn.Module]] = {
-    "v1": partial(ConvNeXt, (1, 1, 1, 1), 8, layer_scale=0.5, **SMALL),
-    "v2": partial(ConvNeXtV2, (1, 1, 1, 1), 8, **SMALL),
-    "isotropic": partial(IsotropicConvNeXt, 4, 8, **SMALL),
-    "grn and LayerScale": partial(ConvNeXt, (1, 1, 1, 1), 8, layer_scale=0.5, grn=True, **SMALL),
+    "v1": partial(ConvNeXt, depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), layer_scale_init_value=0.5, **SMALL),
+    "v2": partial(ConvNeXtV2, depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), **SMALL),
+    "isotropic": partial(IsotropicConvNeXt, depth=4, dim=8, **SMALL),
+    "grn and LayerScale": partial(
+        ConvNeXt, depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), layer_scale_init_value=0.5, grn=True, **SMALL
+    ),
 }
 QUICK = ("kernel_7", "fewer_norms", "layer_norm")
 STEPS = [
@@ -53,7 +55,12 @@ def _ieee(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def step_of(key: str) -> nn.Module:
     return convnext.create_model(
-        f"roadmap_micro/{key}", width=8, depths=(1, 1, 1, 1), num_classes=3, layer_scale=0.5, drop_path=0.3
+        f"roadmap_micro/{key}",
+        width=8,
+        depths=(1, 1, 1, 1),
+        num_classes=3,
+        layer_scale_init_value=0.5,
+        drop_path_rate=0.3,
     )
 
 
@@ -307,7 +314,9 @@ def test_less_is_kept_for_the_backward_pass(grn: bool, dtype: torch.dtype, monke
 def losses(seed: int, fused: bool, steps: int) -> Tensor:
     """The losses of a training on what two classes of noise differ by."""
     torch.manual_seed(seed)
-    model = IsotropicConvNeXt(2, 8, num_classes=2, layer_scale=1e-6, drop_path=0.1, kernel_size=3).to(DEVICE)
+    model = IsotropicConvNeXt(
+        depth=2, dim=8, num_classes=2, layer_scale_init_value=1e-6, drop_path_rate=0.1, kernel_size=3
+    ).to(DEVICE)
     if fused:
         fuse(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -339,7 +348,7 @@ from convnext.models.convnext import ConvNeXt
 rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
 torch.manual_seed(0)
-model = ConvNeXt((1, 1, 1, 1), 8, num_classes=3, layer_scale=0.5, kernel_size=3)
+model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=3, layer_scale_init_value=0.5, kernel_size=3)
 convnext.accelerate(model, training=True, experimental=True)
 x, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
 torch.nn.functional.cross_entropy(model(x), labels).backward()
