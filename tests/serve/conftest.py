@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 from torch import nn
 
@@ -18,13 +19,13 @@ from convnext import Classifier
 from convnext.data.preprocessing import Preprocessing
 from convnext.serve.app import create_app
 from convnext.serve.limits import Limits
-from convnext.serve.server import Server, bind, make_server
+from convnext.serve.server import bind, make_server
 from convnext.serve.service import Service
 
 COLOURS = {"red": "#ff0000", "green": "#00ff00", "blue": "#0000ff"}
 MakeService = Callable[..., Service]
 MakeServer = Callable[..., int]
-RUNNING: dict[int, Server] = {}  # by port
+RUNNING: dict[int, uvicorn.Server] = {}  # by port
 
 
 class Colours(nn.Module):
@@ -140,12 +141,12 @@ def make_server_on_a_port(make_service: MakeService) -> Iterator[MakeServer]:
     running: list[tuple[Any, threading.Thread, Any]] = []
 
     def make(model: nn.Module | None = None, service: Service | None = None, **limits: Any) -> int:
-        ready, bound = threading.Event(), bind("127.0.0.1", 0)
-        server = make_server(service or make_service(model, **limits), ready.set)
+        bound = bind("127.0.0.1", 0)
+        server = make_server(service or make_service(model, **limits))
+        bound.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         running.append((server, thread, bound))
-        assert ready.wait(20)
         RUNNING[bound.getsockname()[1]] = server
         return bound.getsockname()[1]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convnext.serve.batcher import Batcher, Done
+from convnext.serve.batcher import Batcher, BatchReport
 
 SECONDS = 10  # that a test waits at most
 
@@ -137,8 +137,8 @@ def test_many_threads_get_their_own_answers() -> None:
 
 
 def test_batches_are_told_of() -> None:
-    worker, told = Worker(), list[Done]()
-    batcher, first = behind_a_closed_gate(worker, max_batch=3, done=told.append)
+    worker, told = Worker(), list[BatchReport]()
+    batcher, first = behind_a_closed_gate(worker, max_batch=3, report=told.append)
     batcher.submit(1)
     last = batcher.submit(2)
     time.sleep(0.05)
@@ -147,4 +147,4 @@ def test_batches_are_told_of() -> None:
     batcher.close()
     assert [done.size for done in told] == [1, 2]
     assert told[0].seconds >= 0.05
-    assert min(told[1].waited) >= 0.05 > told[0].waited[0]
+    assert min(told[1].waits) >= 0.05 > told[0].waits[0]

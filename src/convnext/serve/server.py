@@ -1,37 +1,34 @@
-"""The process: a socket that is bound before the network is loaded, and a stop that finishes what is under way."""
+"""The process: a socket that is bound before the model is loaded, and a stop that finishes requests in progress."""
 
-import contextlib
 import errno
 import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 
 import uvicorn
 
 from convnext.errors import RunError, UsageError
 from convnext.inference.inputs import pillow_warnings
 from convnext.serve.app import create_app
-from convnext.serve.connection import Connection
 from convnext.serve.service import Service
 
 BACKLOG = 512  # connections that wait to be accepted
-KEEP_ALIVE = 10  # seconds that a connection is kept for the next request
-SPARE_SECONDS = 5  # beyond a request's time limit, until what is under way at a stop is cut off
+KEEP_ALIVE_SECONDS = 10
+SPARE_SECONDS = 5  # after a request's time limit, until a stop cancels what is still in progress
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that does not listen yet: who comes is turned away until the network is ready.
+    """Return a socket that does not listen yet: connections are refused until the model is ready.
 
     Args:
-        host: a name or an address of this machine.
-        port: 0 for any that is free.
+        host: name or address of this machine.
+        port: 0 for any free one.
 
     Raises:
-        UsageError: the host is not known or not this machine's, or the port is out of range.
-        RunError: the port is in use, or not to be had by this user.
+        UsageError: the host is unknown or another machine's, or the port is out of range.
+        RunError: the port is in use, or needs more rights.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"--port is {port}, needs 0 (any free one) to 65535")
@@ -41,97 +38,39 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"--host {host!r} is unknown ({error}): name this machine, or 0.0.0.0 for all ways to it"
+            f"--host {host!r} is unknown ({error}): pass a name or address of this machine, or 0.0.0.0 for all"
         ) from error
-    bound = socket.socket(family, kind, protocol)
+    listener = socket.socket(family, kind, protocol)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
     except OSError as error:
-        bound.close()
-        raise cannot_bind(host, port, error) from error
-    return bound
+        listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(f"--host {host} is another machine: pass 127.0.0.1, or 0.0.0.0 for all") from error
+        hint = "a --port from 1024" if error.errno in (errno.EACCES, errno.EPERM) else "another --port"
+        raise RunError(f"cannot listen on port {port} of {host}: {error.strerror}; choose {hint}") from error
+    return listener
 
 
-def cannot_bind(host: str, port: int, error: OSError) -> UsageError | RunError:
-    """The error for a socket that could not be bound."""
-    if error.errno == errno.EADDRINUSE:
-        return RunError(f"port {port} of {host} is in use: stop what uses it, or take another with --port")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return RunError(f"port {port} is not to be had without more rights: take one from 1024 on with --port")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return UsageError(f"--host {host} is no address of this machine: 127.0.0.1 is, or 0.0.0.0 for all of them")
-    return RunError(f"cannot listen on port {port} of {host}: {error.strerror}")
-
-
-def address_of(bound: socket.socket) -> str:
-    """What a browser on this machine opens."""
-    host, port = bound.getsockname()[:2]
+def browser_address(listener: socket.socket) -> str:
+    """Return the URL for a browser on this machine."""
+    host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, str(host))
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def is_local(bound: socket.socket) -> bool:
-    """Whether only this machine reaches a socket."""
-    host = bound.getsockname()[0]
+def is_local(listener: socket.socket) -> bool:
+    """True if only this machine can reach a socket."""
+    host = listener.getsockname()[0]
     return host.startswith("127.") or host == "::1"
 
 
-class Server(uvicorn.Server):
-    """uvicorn's, which tells when it listens, and of which SIGTERM is the ordinary end.
-
-    Args:
-        config: uvicorn's.
-        ready: called once it listens.
-    """
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self.ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
-        await super().startup(sockets)
-        self.ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Stop on SIGTERM and Ctrl-C.
-
-        Raises:
-            KeyboardInterrupt: it was Ctrl-C; all has been answered.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        interrupted = False
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            nonlocal interrupted
-            interrupted |= number == signal.SIGINT
-            self.handle_exit(number, frame)
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if interrupted:
-            cut = "What was under way was cut off." if self.force_exit else "What was under way has been answered."
-            raise KeyboardInterrupt(f"Stopped. {cut}")
-
-
-def make_server(service: Service, ready: Callable[[], None] = lambda: None) -> Server:
-    """A server of a service, to be run on sockets.
-
-    Args:
-        service: which answers; who made it closes it.
-        ready: called once it listens.
-    """
+def make_server(service: Service) -> uvicorn.Server:
+    """Return a server to be run on sockets; the caller closes the service."""
     config = uvicorn.Config(
         create_app(service),
-        http=Connection,
+        http="httptools",
         ws="none",
         lifespan="off",
         log_config=None,
@@ -140,26 +79,35 @@ def make_server(service: Service, ready: Callable[[], None] = lambda: None) -> S
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(service.limits.timeout + SPARE_SECONDS),
     )
-    return Server(config, ready)
+    return uvicorn.Server(config)
 
 
-def serve(service: Service, bound: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is under way then is finished, within the time of a request.
+def serve(service: Service, listener: socket.socket, announce: Callable[[], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests in progress are then finished within their time limit.
 
     Args:
-        service: which answers; it is closed in the end.
-        bound: where to listen.
-        ready: called once it listens.
+        service: closed at the end.
+        listener: bound socket.
+        announce: called once connections are accepted.
 
     Raises:
         KeyboardInterrupt: it was Ctrl-C.
     """
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # which warns of clients' mistakes
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of clients' mistakes
+    server = make_server(service)
     try:
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal once more after its shutdown: the default handler would kill the process.
+            signal.signal(signal.SIGTERM, server.handle_exit)
+        listener.listen(BACKLOG)
+        announce()
         with pillow_warnings():
-            make_server(service, ready).run(sockets=[bound])
+            server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        outcome = "Requests in progress were cut off." if server.force_exit else "Requests in progress were answered."
+        raise KeyboardInterrupt(f"Stopped. {outcome}") from None
     finally:
         service.close()

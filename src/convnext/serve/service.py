@@ -1,4 +1,4 @@
-"""From the pictures of a request to its answers: decoded in threads, gathered into batches, answered by the network."""
+"""Predictions for the images of a request: decoded in threads, gathered into batches, classified by the model."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -13,51 +13,41 @@ from convnext.acceleration.job import for_serving
 from convnext.errors import ConvNeXtError, UsageError
 from convnext.inference.classifier import THREADS, Candidate, Classifier, Prediction
 from convnext.serve.batcher import Batcher
-from convnext.serve.heat_maps import Maps
-from convnext.serve.limits import Admission, Limits, Refused
+from convnext.serve.heat_maps import HeatMaps
+from convnext.serve.limits import Admission, Limits, RequestError
 from convnext.serve.prometheus import Metrics
-from convnext.serve.uploads import Decoded, Upload
+from convnext.serve.uploads import DecodedImage, Upload, listed_formats
 
-HUNG_UP = 499  # what nginx calls it; nobody sees it but the metrics
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the metrics see it
 
 Result = TypeVar("Result")
 
 
-class Wanted(NamedTuple):
-    """An image that waits for the network.
-
-    Attributes:
-        image: as :class:`Decoded` has it.
-        top: classes to name.
-    """
+class QueuedImage(NamedTuple):
+    """An image that waits for the model, as in :class:`DecodedImage`, and the number of classes to return for it."""
 
     image: Tensor
     top: int
 
 
-class Answer(NamedTuple):
-    """What is said of one picture.
+class ImageResult(NamedTuple):
+    """The result for one image."""
 
-    Attributes:
-        entry: as ``convnext predict --json`` has it.
-        status: of HTTP, were it the only one.
-    """
-
-    entry: dict[str, Any]
-    status: int = 200
+    entry: dict[str, Any]  # as in convnext predict --json
+    status: int = 200  # HTTP status if it were the only image
 
 
 class Service:
-    """A classifier that answers requests side by side; it is ready, and warm, once it is built.
+    """A classifier that serves concurrent requests; warmed up when it is built.
 
     Args:
-        classifier: the trained network.
+        classifier: with a trained model.
         limits: of requests.
-        top: classes that are named where a request does not say how many.
-        say: told in a line what was done to make it fast.
+        top: default number of classes in a response.
+        say: prints a line about what was accelerated.
 
     Raises:
-        UsageError: the network has no classes, or top is below 1.
+        UsageError: the model has no classes, or top is below 1.
         RunError: its outputs are not finite, or a batch does not fit into memory.
     """
 
@@ -69,7 +59,7 @@ class Service:
             raise UsageError(f"--top is {top}, needs 1 or more")
         self.classifier, self.limits = classifier, limits
         opened = classifier.name or type(classifier.model).__name__
-        self.name = Path(opened).name if Path(opened).exists() else opened  # where it lies is not told to clients
+        self.name = Path(opened).name if Path(opened).exists() else opened  # clients do not see the folder
         self.top = min(top, len(classifier.classes))
         size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
         pixels = torch.randint(256, (limits.max_batch, size, size, channels), dtype=torch.uint8)
@@ -79,93 +69,94 @@ class Service:
         for count in (1, limits.max_batch):
             classifier.probabilities(self.network, examples[:count], 1)
         self.metrics = Metrics()
-        self.admission = Admission(limits, lambda: self.metrics.pace)
+        self.admission = Admission(limits, lambda: self.metrics.seconds_per_image)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convnext-decode")
-        self.batcher = Batcher(self.candidates, limits.max_batch, limits.max_wait_ms / 1000, self.metrics.batch_done)
-        self.maps = Maps(classifier, self.metrics)
-        self.metrics.gauge("convnext_under_way_images", "Images under way.", lambda: self.admission.images)
-        self.metrics.gauge("convnext_queue_images", "Images that wait for the network.", lambda: len(self.batcher))
+        self.batcher = Batcher(self.classify, limits.max_batch, limits.max_wait_ms / 1000, self.metrics.count)
+        self.maps = HeatMaps(classifier, self.metrics)
+        self.metrics.gauge("convnext_under_way_images", "Images in progress.", lambda: self.admission.images)
+        self.metrics.gauge("convnext_queue_images", "Images that wait for the model.", lambda: len(self.batcher))
 
     def close(self) -> None:
-        """Finish what is under way, and end all threads."""
+        """Finish what is in progress and end all threads."""
         self.pool.shutdown(cancel_futures=True)
         self.batcher.close()
         self.maps.batcher.close()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the network's threads run."""
+        """True if the model's threads run."""
         return self.batcher.thread.is_alive() and self.maps.batcher.thread.is_alive()
 
-    def candidates(self, batch: list[Wanted]) -> list[tuple[Candidate, ...]]:
-        """The most probable classes of the images of a batch, as many as each wants."""
-        images = [self.classifier.on_device(wanted.image) for wanted in batch]
-        found = self.classifier.probabilities(self.network, images, max(wanted.top for wanted in batch))
-        return [candidates[: wanted.top] for candidates, wanted in zip(found, batch, strict=True)]
+    def describe(self) -> dict[str, Any]:
+        """Return the document of ``/model``."""
+        return {
+            "name": self.name,
+            "classes": self.classifier.classes,
+            "image_size": self.classifier.preprocessing.image_size,
+            "top": self.top,
+            "maps": self.maps.unavailable is None,
+            "formats": listed_formats(),
+            "limits": vars(self.limits),
+        }
 
-    async def answers(
-        self, uploads: list[Upload], top: int, with_map: bool, seconds: float, gone: Awaitable[Any]
-    ) -> list[Answer]:
-        """An answer for each picture, in their order.
+    def classify(self, batch: list[QueuedImage]) -> list[tuple[Candidate, ...]]:
+        """Return the most probable classes of each image of a batch."""
+        images = [self.classifier.on_device(queued.image) for queued in batch]
+        found = self.classifier.probabilities(self.network, images, max(queued.top for queued in batch))
+        return [candidates[: queued.top] for candidates, queued in zip(found, batch, strict=True)]
 
-        Args:
-            uploads: the pictures.
-            top: classes to name for each; all there are, where there are fewer.
-            with_map: say where the network looked as well.
-            seconds: that there are.
-            gone: ends once nobody waits for the answers any more.
+    async def predict(
+        self, uploads: list[Upload], top: int, with_map: bool, seconds: float, disconnected: Awaitable[Any]
+    ) -> list[ImageResult]:
+        """Return the result of each image, in their order, unless ``disconnected`` completes before that.
 
         Raises:
-            Refused: 503, they were not ready in time; 499, nobody waits any more.
-            ConvNeXtError: the network failed.
+            RequestError: 503, the time is over; 499, the client has disconnected.
+            ConvNeXtError: the model failed.
         """
-        one_by_one = [self.answer(upload, min(top, len(self.classifier.classes)), with_map) for upload in uploads]
-        working, leaving = asyncio.ensure_future(all_of(one_by_one)), asyncio.ensure_future(gone)
+        top = min(top, len(self.classifier.classes))
+        work = asyncio.ensure_future(gather([self.predict_one(upload, top, with_map) for upload in uploads]))
+        leaving = asyncio.ensure_future(disconnected)
         try:
-            await asyncio.wait((working, leaving), timeout=max(0, seconds), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result()
+            await asyncio.wait((work, leaving), timeout=max(0, seconds), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
             if leaving.done():
-                raise Refused(HUNG_UP, "the client has hung up")
-            raise Refused(
-                503, f"no answer within {self.limits.timeout:g} s: the server is busy", self.admission.retry()
+                raise RequestError(CLIENT_CLOSED_REQUEST, "the client has disconnected")
+            raise RequestError(
+                503, f"no response within {self.limits.timeout:g} s: the server is busy", self.admission.retry_header()
             )
         finally:
-            working.cancel()
+            work.cancel()
             leaving.cancel()
 
-    async def answer(self, upload: Upload, top: int, with_map: bool) -> Answer:
-        """The answer for one picture."""
+    async def predict_one(self, upload: Upload, top: int, with_map: bool) -> ImageResult:
+        """Return the result of one image."""
+        loop, preprocessing = asyncio.get_running_loop(), self.classifier.preprocessing
         try:
             with self.metrics.timed("decode"):
-                decoded = await self.decoded(upload)
-        except Refused as refused:
+                decoded = await loop.run_in_executor(self.pool, upload.decode, preprocessing, self.limits.max_pixels)
+        except RequestError as error:
             self.metrics.unreadable.inc()
-            prediction = Prediction(upload.name, None, None, error=refused.reason)
-            return Answer(prediction.to_dict(), refused.status)
-        candidates = await asyncio.wrap_future(self.batcher.submit(Wanted(decoded.image, top)))
+            return ImageResult(Prediction(upload.name, None, None, error=error.detail).to_dict(), error.status_code)
+        candidates = await asyncio.wrap_future(self.batcher.submit(QueuedImage(decoded.image, top)))
         self.metrics.answered.inc()
         entry = Prediction(upload.name, *candidates[0], candidates).to_dict()
-        return Answer(entry | await self.map(decoded) if with_map else entry)
+        return ImageResult(entry | await self.map_entry(decoded) if with_map else entry)
 
-    async def map(self, decoded: Decoded) -> dict[str, Any]:
-        """Where the network looked in a picture, or why that cannot be said."""
+    async def map_entry(self, decoded: DecodedImage) -> dict[str, Any]:
+        """Return an image's heat map, or why there is none."""
         if self.maps.unavailable is not None:
             return {"map": None, "map_error": self.maps.unavailable}
         try:
-            content = await asyncio.wrap_future(self.maps.batcher.submit(decoded.image))
-        except ConvNeXtError as error:  # the answer itself stands
+            png = await asyncio.wrap_future(self.maps.batcher.submit(decoded.image))
+        except ConvNeXtError as error:  # the prediction remains
             return {"map": None, "map_error": str(error)}
-        return {"map": self.maps.entry(decoded, content), "map_error": None}
-
-    async def decoded(self, upload: Upload) -> Decoded:
-        """A picture as the network sees it."""
-        loop, preprocessing = asyncio.get_running_loop(), self.classifier.preprocessing
-        return await loop.run_in_executor(self.pool, upload.decoded, preprocessing, self.limits.max_pixels)
+        return {"map": self.maps.entry(decoded, png), "map_error": None}
 
 
-async def all_of(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """What all give, in their order; where one fails, or this is cancelled, all are cancelled."""
+async def gather(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return all results, in their order; if one fails, or this is cancelled, cancel all."""
     if len(coroutines) == 1:
         return [await coroutines[0]]
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
