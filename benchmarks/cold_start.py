@@ -18,7 +18,7 @@ from result_files import write_rows
 from sklearn.datasets import load_sample_image
 
 from convnext.data import FileImages, ImageData
-from convnext.training.build import build
+from convnext.training.build import build_model
 from convnext.training.checkpoint import RunFolder
 from convnext.training.recipe import Recipe
 
@@ -30,7 +30,7 @@ def write_run(folder: Path, model: str = "convnext_tiny") -> None:
     recipe, none = Recipe(data="photographs", model=model), FileImages((), ())
     run = RunFolder(folder)
     run.begin(recipe, ImageData(recipe.data, CLASSES, none, none))
-    run.save_best(build(recipe, len(CLASSES)).state_dict())
+    run.save_best(build_model(recipe, len(CLASSES)).state_dict())
 
 
 def seconds(*words: str) -> float:

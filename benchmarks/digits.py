@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 from result_files import write_rows
 
 from convnext.training.checkpoint import RunFolder
-from convnext.training.fit import training
+from convnext.training.fit import fit
 from convnext.training.recipes import digits
 
 NETWORKS = (digits().model, "torchvision/resnet18")
@@ -27,7 +27,7 @@ def measure(model: str, seed: int) -> dict[str, str | int | float]:
     """Train once, from a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        for _ in training(replace(digits(), model=model, seed=seed), Path(folder)):
+        for _ in fit(replace(digits(), model=model, seed=seed), Path(folder)):
             pass
         seconds = time.perf_counter() - start
         log = RunFolder(Path(folder)).metrics()

@@ -1,7 +1,7 @@
 """What does recomputing activations save in a training step of ConvNeXt-T, ours and timm's, and what does it cost?
 
 Each measurement is a fresh process, which takes a step to warm up and then those that are timed; the cases take turns.
-Both networks go through this package's learner, without drop path and mixing, so that they differ in nothing else.
+Both networks go through this package's training step, without drop path and mixing, and so differ in nothing else.
 Memory is the peak over what the process held before its first step: activations, gradients and AdamW's averages. On a
 processor that is resident memory, on a GPU what torch allocates. Time on a processor is that of all its cores
 together, which leaves out what else runs on it; on a GPU it is the clock's.
@@ -22,8 +22,7 @@ from typing import NamedTuple
 import torch
 from result_files import write_rows
 
-from convnext.training.distributed import Processes
-from convnext.training.learner import Learner
+from convnext.training.build import build_state
 from convnext.training.recipe import Recipe
 
 OURS, TIMM = "convnext_tiny", "timm/convnext_tiny"
@@ -63,14 +62,14 @@ def measure(case: Case, batch: int, steps: int) -> dict[str, list[float]]:
     """MiB of the steps together, and the seconds of each, in this process."""
     recipe = Recipe(model=case.network, precision=PRECISION, drop_path=0, mixup=0, cutmix=0)
     recipe = replace(recipe, checkpoint_activations=case.recomputed)
-    learner = Learner(recipe, 1000, DEVICE, Processes())
+    state = build_state(recipe, 1000, DEVICE)
     images, labels = torch.randn(batch, 3, SIZE, SIZE, device=DEVICE), torch.randint(1000, (batch,), device=DEVICE)
     before = peak_bytes()
     seconds = []
     for _ in range(1 + steps):
         start = clock()
-        learner.add_gradients(images, labels, weight=1, last=True)
-        learner.update(skip=torch.zeros((), device=DEVICE))
+        state.backward(images, labels, weight=1, is_last=True)
+        state.step(skip=torch.zeros((), device=DEVICE))
         seconds.append(clock() - start)
     return {"mib": [(peak_bytes() - before) / MIB], "seconds": seconds[1:]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from convnext.data import load_data
-from convnext.training.build import build
+from convnext.training.build import build_model
 from convnext.training.checkpoint import RunFolder
 from convnext.training.recipe import Recipe
 
@@ -24,7 +24,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         loaded = load_data(recipe.data, val_fraction=recipe.val_fraction)
         run = RunFolder(tmp_path / name)
         run.begin(recipe, loaded)
-        run.save_best(build(recipe, len(loaded.classes)).state_dict())
+        run.save_best(build_model(recipe, len(loaded.classes)).state_dict())
         return run.dir
 
     return make

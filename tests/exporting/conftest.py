@@ -9,7 +9,7 @@ from torch import nn
 
 import convnext
 from convnext.data import load_data
-from convnext.training.build import build
+from convnext.training.build import build_model
 from convnext.training.checkpoint import RunFolder
 from convnext.training.recipe import Recipe
 from tests.conftest import use_cache
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = RunFolder(tmp_path_factory.mktemp("export") / "run")
     data = load_data("digits", val_fraction=RECIPE.val_fraction)
     folder.begin(RECIPE, data)
-    folder.save_best(lively(build(RECIPE, 10)).state_dict())
+    folder.save_best(lively(build_model(RECIPE, 10)).state_dict())
     return folder.dir
 
 

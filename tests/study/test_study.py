@@ -139,14 +139,14 @@ def test_the_time_limit_leaves_at_least_two_seeds(tmp_path: Path, minutes: float
 
 @pytest.mark.slow
 def test_a_training_that_diverges_does_not_end_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = study_run.training
+    real = study_run.fit
 
     def diverge(recipe: Any, folder: Path) -> Any:
         if recipe.model.endswith("kernel_7"):
             raise DivergedError("the loss is not finite")
         return real(recipe, folder)
 
-    monkeypatch.setattr(study_run, "training", diverge)
+    monkeypatch.setattr(study_run, "fit", diverge)
     plan = small_plan(tmp_path / "out", references=[])
     (*_, last) = run_study(dataclasses.replace(plan, seeds=1))
     assert [len(step["top1"]) for step in last.results["steps"]] == [1, 0, 1]

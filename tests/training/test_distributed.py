@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from convnext.errors import UsageError
-from convnext.training.distributed import Processes
-from convnext.training.fit import training
-from convnext.training.learner import Learner
+from convnext.training.build import build_state
+from convnext.training.distributed import SINGLE_RANK, Ranks
+from convnext.training.fit import fit
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import small
 from convnext.training.run import train
@@ -152,7 +152,7 @@ def test_a_killed_process_ends_the_job_and_it_goes_on(data: Path, tmp_path: Path
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - killed < 60
     assert process.returncode != 0
-    assert f"another process of this training has ended, process {1 - rank} cannot go on" in said
+    assert f"rank {1 - rank} cannot continue" in said
     finish(launch(words(long, tmp_path / "two")))
     train(long, tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")
@@ -198,14 +198,14 @@ def test_no_machine_leaves_before_the_first_has_saved(data: Path, tmp_path: Path
     _, said = nodes[1].communicate(timeout=60)
     assert torch.load(run / "last.pt", weights_only=True)["step"] > 0
     assert "stopped by SIGTERM" in said
-    assert "stopped by a signal to another process" in nodes[0].communicate(timeout=60)[1]
+    assert "stopped by a signal to another rank" in nodes[0].communicate(timeout=60)[1]
 
 
 @pytest.mark.slow
 def test_two_processes_go_on_from_the_last_step_of_an_epoch(data: Path, tmp_path: Path) -> None:
     """A checkpoint with nothing left to train in its epoch, only to evaluate, as a stop there leaves it."""
     whole = recipe(data, batch_size=40, epochs=2, checkpoint_minutes=0)
-    updates = training(whole, tmp_path / "two")
+    updates = fit(whole, tmp_path / "two")
     next(progress for progress in updates if progress.step == progress.steps)
     updates.close()
     assert torch.load(tmp_path / "two" / "last.pt", weights_only=True)["step"] == 1
@@ -225,6 +225,6 @@ def test_what_is_wrong_with_the_words_is_said_once(tmp_path: Path) -> None:
 
 def test_sync_batch_norm_needs_gpus() -> None:
     asked = Recipe(model="torchvision/resnet18", sync_batch_norm=True, image_size=32)
-    Learner(asked, 3, torch.device("cpu"), Processes())
-    with pytest.raises(UsageError, match="sync_batch_norm works on GPUs only"):
-        Learner(asked, 3, torch.device("cpu"), Processes(rank=0, count=2))
+    build_state(asked, 3, torch.device("cpu"), SINGLE_RANK)
+    with pytest.raises(UsageError, match="sync_batch_norm"):
+        build_state(asked, 3, torch.device("cpu"), Ranks(rank=0, world_size=2))

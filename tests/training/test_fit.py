@@ -20,10 +20,9 @@ from torch import Tensor
 import convnext
 from convnext.data import FileImages, load_data
 from convnext.errors import DivergedError, RunError, UsageError
-from convnext.training.build import build
+from convnext.training.build import build_model, build_state
 from convnext.training.checkpoint import RunFolder
-from convnext.training.fit import training
-from convnext.training.objective import Objective
+from convnext.training.fit import fit
 from convnext.training.recipe import Recipe
 from convnext.training.recipe_choice import recipe_for
 from convnext.training.recipes import digits, small
@@ -105,7 +104,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
     whole: Path, tmp_path: Path, stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if stop.startswith("in"):
-        updates = training(TINY, tmp_path / "cut")
+        updates = fit(TINY, tmp_path / "cut")
         for progress in updates:
             if progress.epoch == (1 if "second" in stop else 0) and progress.step == 2:
                 break
@@ -125,8 +124,6 @@ def test_a_killed_process_goes_on_to_the_same_end(tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, epochs=15)
     train(recipe, tmp_path / "whole")
     code = f"""
-from convnext.training.network import build
-from convnext.training.objective import Objective
 from convnext.training.recipe import Recipe
 from convnext.training.run import train
 train(Recipe(**{recipe.to_dict()!r}), {str(tmp_path / "run")!r})
@@ -138,7 +135,7 @@ train(Recipe(**{recipe.to_dict()!r}), {str(tmp_path / "run")!r})
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    updates = training(recipe, tmp_path / "run")
+    updates = fit(recipe, tmp_path / "run")
     assert 1 <= next(updates).epoch < 15
     updates.close()
     train(recipe, tmp_path / "run")
@@ -147,7 +144,7 @@ train(Recipe(**{recipe.to_dict()!r}), {str(tmp_path / "run")!r})
 
 def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
     before = (finished / "last.pt").stat().st_mtime_ns
-    (progress,) = training(TINY, finished)
+    (progress,) = fit(TINY, finished)
     assert progress.epoch == 2
     assert (finished / "last.pt").stat().st_mtime_ns == before
 
@@ -226,12 +223,12 @@ def test_a_kill_between_checkpoint_and_log_loses_nothing(
 
 def test_the_learning_rate_is_that_of_the_batch_there_is(tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, batch_size=100_000, epochs=1, warmup_epochs=0)
-    first = next(progress for progress in training(recipe, tmp_path) if progress.step == 1)
+    first = next(progress for progress in fit(recipe, tmp_path) if progress.step == 1)
     assert first.lr == pytest.approx(recipe.lr * 1437 / recipe.lr_batch_size)
 
 
 def test_batch_norm_refuses_batches_of_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"has BatchNorm, which takes batches of 2 images or more: raise --batch-size"):
+    with pytest.raises(UsageError, match=r"BatchNorm.*--batch-size"):
         train(dataclasses.replace(TINY, batch_size=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -277,7 +274,7 @@ def test_unreadable_images_are_skipped_named_and_counted(make_folder: MakeFolder
     data = make_folder({"train/cat": 8, "train/dog": 8, "val/cat": 3, "val/dog": 3})
     for name in ("train/cat/3.jpg", "val/dog/1.jpg"):
         (data / name).write_text("no image")
-    updates = list(training(folder_recipe(data), tmp_path / "run"))
+    updates = list(fit(folder_recipe(data), tmp_path / "run"))
     said = [warning for progress in updates for warning in progress.warnings]
     assert len(said) == 2
     assert "skipped, cannot be read" in said[0]
@@ -333,13 +330,13 @@ def test_references_and_family_train(model: str, tmp_path: Path) -> None:
 
 
 def test_layer_scale_zero_is_none() -> None:
-    model = build(dataclasses.replace(TINY, layer_scale=0), 10)
+    model = build_model(dataclasses.replace(TINY, layer_scale=0), 10)
     assert not any(name.endswith("gamma") for name, _ in model.named_parameters())
 
 
 def test_an_odd_batch_can_be_mixed() -> None:
-    objective = Objective(dataclasses.replace(TINY, mixup=0.8, cutmix=1.0), 10)
-    images, targets = objective.mix(torch.randn(5, 3, 8, 8), torch.arange(5))
+    state = build_state(dataclasses.replace(TINY, mixup=0.8, cutmix=1.0), 10, torch.device("cpu"))
+    images, targets = state.mix(torch.randn(5, 3, 8, 8), torch.arange(5))
     assert (images.shape, targets.shape) == ((4, 3, 8, 8), (4, 10))
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import convnext
 from convnext.data.sampling import TrainingOrder
 from convnext.randomness import seed_everything
-from convnext.training.fit import training
+from convnext.training.fit import fit
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import paper_1k
 
@@ -156,7 +156,7 @@ def plain_loop(data: Path, model: nn.Module, layer_decay: float) -> tuple[list[f
 def our_losses(recipe: Recipe, folder: Path) -> list[float]:
     """Each step's loss, from the means over the steps of an epoch so far."""
     sums = [[0.0] for _ in range(EPOCHS)]
-    for progress in training(recipe, folder):
+    for progress in fit(recipe, folder):
         if progress.step:
             assert progress.loss is not None
             sums[progress.epoch].append(progress.step * progress.loss)

@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from convnext.training.fit import Progress
-from convnext.training.progress import describe, show_training
+from convnext.training.progress import Progress, describe, show_training
 
 UNDER_WAY = Progress(
     epoch=4,

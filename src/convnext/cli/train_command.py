@@ -41,7 +41,7 @@ class TrainArguments(Recipe):
 
 def train(arguments: TrainArguments, why: str) -> None:
     """Train by the recipe in ``arguments``, after a word on ``why`` it is this one."""
-    from convnext.training.distributed import is_first
+    from convnext.training.distributed import is_main_rank
     from convnext.training.run import default_folder
     from convnext.training.run import train as train_recipe
 
@@ -52,7 +52,7 @@ def train(arguments: TrainArguments, why: str) -> None:
     opening = f"{why}. Trains {recipe.model} for {recipe.epochs} epochs; --help lists every field."
     with interruptible(folder):
         run = train_recipe(recipe, folder, opening)
-    if not is_first():
+    if not is_main_rank():
         return
     if arguments.json:
         images = [metrics["images_per_second"] for metrics in run.metrics]

@@ -18,7 +18,7 @@ from torch import Tensor
 from convnext.data import pixel_operations as px
 from convnext.data.augmentation import evaluation_transform, training_transform
 from convnext.data.decoding import DecodedPicture, Picture, open_picture
-from convnext.data.images import FileImages, MemoryImages, Pixels
+from convnext.data.images import FileImages, Images, Pixels
 from convnext.data.preprocessing import centred
 from convnext.errors import UsageError
 
@@ -83,15 +83,16 @@ def fast_transform(image_size: int, augment: str, *, training: bool) -> Callable
     return FastTraining(image_size, augment)
 
 
-def open_image(images: MemoryImages | FileImages, index: int) -> tuple[Picture, int]:
-    """One image of a split, not decoded yet, and its label.
+def open_image(images: Images, index: int) -> tuple[Picture | Tensor, int]:
+    """One image of a split, not decoded yet, and its label; a dataset's float tensor as it is.
 
     Raises:
         UnreadableImageError: the file is missing or no image.
     """
     if isinstance(images, FileImages):
         return open_picture(images.paths[index]), images.labels[index]
-    return DecodedPicture(images.images[index].permute(1, 2, 0).numpy()), int(images.labels[index])
+    image, label = images.read(index)
+    return image if isinstance(image, Tensor) else DecodedPicture(np.array(image)), label
 
 
 def as_image(pixels: Pixels) -> Tensor:

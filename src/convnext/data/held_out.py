@@ -65,7 +65,7 @@ def load_held_out(name: str) -> HeldOut:
     if name in NAMES or not name or not folder.is_dir():
         data = load_data(name)  # by its name, or the error for a path that is not there
         part = "test images" if name.startswith("cifar") else "held-out images"
-        return HeldOut(name, part, data.classes, data.val, data.notes)
+        return HeldOut(name, part, data.classes, data.val, data.notes)  # pyright: ignore[reportArgumentType]
     try:
         part = next((part for part in (*PART_NAMES, "train") if has_folders(folder / part)), None)
     except OSError as error:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from convnext.errors import ConvNeXtError
+from convnext.errors import ConvNeXtError, UsageError
 
 Pixels = NDArray[Any]  # uint8 (H, W, 3), RGB
 Prepared = TypeVar("Prepared")
@@ -128,6 +129,65 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True)
+class DatasetImages:
+    """A map-style ``torch.utils.data.Dataset`` of (image, label).
+
+    An image is a PIL image; a uint8 tensor (3, H, W) or array (H, W, 3), or grey (H, W); or such a tensor or array of
+    floats, with any number of channels, which is already augmented and normalised and is used as it is.
+    """
+
+    dataset: Any
+
+    def __post_init__(self) -> None:
+        if not (hasattr(self.dataset, "__getitem__") and hasattr(self.dataset, "__len__")):
+            raise UsageError(
+                f"{type(self.dataset).__name__} is not a map-style dataset: it needs __getitem__, which returns "
+                "(image, label), and __len__"
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int) -> tuple[Image.Image | Tensor, int]:
+        """One image, as a PIL image in RGB or a float tensor (C, H, W), and its label.
+
+        Raises:
+            UsageError: the item is not such a pair.
+        """
+        item = self.dataset[index]
+        try:
+            image, label = item
+            return as_item(image), int(label)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"item {index} of {type(self.dataset).__name__} is not (image, label) with an integer label and a PIL "
+                f"image, uint8 or float tensor (3, H, W) or array (H, W, 3): {error}"
+            ) from error
+
+
+def as_item(image: Any) -> Image.Image | Tensor:
+    """An image of a dataset as a PIL image in RGB, or as a float tensor (C, H, W)."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    channels_last = isinstance(image, np.ndarray)
+    tensor = torch.from_numpy(image) if channels_last else image
+    if not isinstance(tensor, Tensor) or tensor.ndim not in (2, 3):
+        raise TypeError(f"the image is {type(image).__name__} {tuple(getattr(image, 'shape', ()))}")
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    elif channels_last:
+        tensor = tensor.permute(2, 0, 1)
+    if tensor.is_floating_point():
+        return tensor.float()
+    if tensor.dtype != torch.uint8:
+        raise TypeError(f"the image's values are {tensor.dtype}")
+    return to_rgb(Image.fromarray(tensor.permute(1, 2, 0).squeeze(-1).numpy()))
+
+
+Images = MemoryImages | FileImages | DatasetImages
+
+
+@dataclass(frozen=True)
 class ImageData:
     """A data set for classification.
 
@@ -142,8 +202,8 @@ class ImageData:
 
     name: str
     classes: tuple[str, ...]
-    train: MemoryImages | FileImages
-    val: MemoryImages | FileImages
+    train: Images
+    val: Images
     split: dict[str, list[str]] | None = None
     notes: tuple[str, ...] = ()
 
@@ -161,4 +221,6 @@ class ImageData:
             if isinstance(part, FileImages):
                 files = zip(part.paths, part.labels, strict=True)
                 digest.update("\n".join(f"{path.name} {label}" for path, label in files).encode())
+            elif isinstance(part, DatasetImages):
+                digest.update(type(part.dataset).__qualname__.encode())
         return f"{len(self.train)} for training, {len(self.val)} held out, {digest.hexdigest()[:12]}"

@@ -22,7 +22,7 @@ from convnext.data.augmentation import (
     resize_batch,
     training_transform,
 )
-from convnext.data.images import FileImages, MemoryImages, UnreadableImageError
+from convnext.data.images import Images, MemoryImages, UnreadableImageError
 from convnext.data.sampling import Draw, EvaluationOrder, TrainingOrder
 from convnext.errors import unknown_name
 from convnext.randomness import seed_everything
@@ -77,7 +77,7 @@ class Batches:
 
     def __init__(
         self,
-        images: MemoryImages | FileImages,
+        images: Images,
         *,
         batch_size: int,
         image_size: int,
@@ -209,8 +209,8 @@ class TransformedImages(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int] | str:
         seed_everything(self.seed, draw.epoch, draw.image, 3, draw.repeat)
         try:
-            picture, label = self.read(draw.image)
-            return self.transform(picture), label
+            image, label = self.read(draw.image)
+            return image if isinstance(image, Tensor) else self.transform(image), label
         except UnreadableImageError as error:
             return str(error)
 

@@ -14,6 +14,7 @@ from convnext.errors import RunError, UsageError, unknown_name
 from convnext.files import user_cache
 
 NAMES = ("digits", "cifar10", "cifar100")
+OBJECT = "object:"  # how a recipe names a dataset or a model that was passed as an object
 
 
 def load_data(name: str, *, val_fraction: float = 0.2, seed: int = 0) -> ImageData:
@@ -32,6 +33,8 @@ def load_data(name: str, *, val_fraction: float = 0.2, seed: int = 0) -> ImageDa
     """
     if not name:
         raise UsageError(f"no data: name {', '.join(NAMES)}, imagenet:PATH or the path of a folder of images")
+    if name.startswith(OBJECT):
+        raise UsageError(f"the data is a dataset in memory ({name.removeprefix(OBJECT)}): pass that dataset")
     if name == "digits":
         return load_digits(val_fraction, seed)
     if name in ("cifar10", "cifar100"):

@@ -21,7 +21,7 @@ from convnext.inference.evaluation_data import images_for
 from convnext.inference.exported import is_exported
 from convnext.inference.model_opening import is_published, is_weights, open_trained
 from convnext.inference.trained import Trained
-from convnext.training.distributed import joined
+from convnext.training.distributed import process_group
 from convnext.training.metrics import Metrics
 from convnext.training.metrics import evaluate as evaluate_batches
 
@@ -98,9 +98,9 @@ def evaluate(
     file = (is_exported(name) or is_weights(name)) and Path(name).exists()
     if data is None and (file or is_published(name)):
         raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
-    with joined(device) as processes:
+    with process_group(device) as ranks:
         trained = open_trained(name, trust)
-        torch_device = choose_device(trained.device_name(device), processes.local_rank)
+        torch_device = choose_device(trained.device_name(device), ranks.local_rank)
         if trained.runtime and precision not in ("auto", "fp32"):
             raise UsageError(f"{name} is exported with a precision of its own: leave out --precision {precision}")
         autocast = autocast_for(precision, torch_device)
@@ -116,18 +116,18 @@ def evaluate(
             images.images,
             batch_size=batch_size,
             image_size=size,
-            rank=processes.rank,
-            processes=processes.count,
-            workers=choose_workers(workers, processes.local_count),
+            rank=ranks.rank,
+            processes=ranks.world_size,
+            workers=choose_workers(workers, ranks.local_world_size),
             pin_memory=torch_device.type == "cuda",
             transform=None if by_batches else trained.preprocessing,
         )
-        batches.title = f"{name} on {images.name}" if processes.first else ""
-        batches.processes = processes.count
+        batches.title = f"{name} on {images.name}" if ranks.is_main else ""
+        batches.processes = ranks.world_size
         model = trained.model.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
         if precision in ("auto", "fp32"):
-            count = len(images.images) // processes.count
-            model = for_job(model, torch_device, count, saying if processes.first else lambda _: None)
+            count = len(images.images) // ranks.world_size
+            model = for_job(model, torch_device, count, saying if ranks.is_main else lambda _: None)
         try:
             with closing(batches):
                 metrics = evaluate_batches(model, batches, len(trained.classes), torch_device, autocast)

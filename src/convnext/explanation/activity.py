@@ -17,7 +17,7 @@ from convnext.explanation.study_images import subjects
 from convnext.models.convnext import Block
 from convnext.models.design import DesignBlock
 from convnext.models.layers import to_nchw
-from convnext.training.build import blocks
+from convnext.training.blocks import blocks
 
 BATCH = 4  # images at a time
 DEAD = 0.1  # of the block's root mean square: a channel that is nowhere above it is dead

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convnext.errors import UsageError, reason
 from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
-from convnext.training.build import blocks
+from convnext.training.blocks import blocks
 
 MOST_PREFIX = 8  # tokens of a vision transformer that stand for no patch: class, distillation, registers
 LEAST_SIDE = 4  # positions a side below which a map says too little of where something is

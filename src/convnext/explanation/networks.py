@@ -14,7 +14,7 @@ from convnext.inference.model_opening import is_published, is_trained, open_trai
 from convnext.inference.trained import Trained
 from convnext.models import create_model, is_reference, list_models
 from convnext.models.convnext import VARIANTS
-from convnext.training.build import build
+from convnext.training.build import build_model
 from convnext.weights.architecture import architecture_of
 from convnext.weights.pretrained import checkpoint
 
@@ -90,7 +90,7 @@ def untrained_twin(studied: Studied) -> nn.Module:
         return studied.model
     if trained.recipe is not None:
         recipe, number = trained.recipe, len(trained.classes)
-        return seeded(lambda: build(recipe, number))
+        return seeded(lambda: build_model(recipe, number))
     if is_reference(studied.name):
         return seeded(lambda: create_model(studied.name.partition(".")[0]))
     try:

@@ -19,7 +19,7 @@ from convnext.explanation.cka import LEAST_BATCH, MinibatchCKA, centred_gram, ev
 from convnext.explanation.feature_maps import as_map, watching
 from convnext.explanation.networks import Studied, open_studied, untrained_twin
 from convnext.explanation.study_images import sample
-from convnext.training.build import blocks
+from convnext.training.blocks import blocks
 
 MOST = 128  # images; more change the values little
 

@@ -16,7 +16,7 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError
 from convnext.files import read_json
 from convnext.models import is_reference
-from convnext.training.build import build, preprocessing_of
+from convnext.training.build import build_model, preprocessing_of
 from convnext.training.checkpoint import RunFolder
 from convnext.training.recipe import Recipe
 
@@ -123,9 +123,9 @@ def build_unfilled(recipe: Recipe, num_classes: int) -> nn.Module:
     A network of a library is built in full: it may have tensors that are not among its weights.
     """
     if is_reference(recipe.model):
-        return build(recipe, num_classes)
+        return build_model(recipe, num_classes)
     with torch.device("meta"):
-        return build(recipe, num_classes)
+        return build_model(recipe, num_classes)
 
 
 def nearby_runs(folder: Path) -> str:

@@ -17,7 +17,7 @@ from convnext.files import is_vacant, read_json, write_json
 from convnext.models import is_reference, roadmap
 from convnext.models.cost import Cost, cost
 from convnext.models.roadmap import Step
-from convnext.training.build import build
+from convnext.training.build import build_model
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import from_scratch
 from convnext.training.run import data_name
@@ -225,7 +225,7 @@ def entry_cost(plan: Plan, model: str) -> Cost:
     """
     try:
         with torch.device("meta"):
-            network = build(dataclasses.replace(plan.recipe, model=model), plan.num_classes)
+            network = build_model(dataclasses.replace(plan.recipe, model=model), plan.num_classes)
         return cost(network, plan.recipe.image_size)
     except ConvNeXtError:
         raise

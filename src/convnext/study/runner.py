@@ -15,8 +15,9 @@ from convnext.files import locked, write_json
 from convnext.models.cost import images_per_second
 from convnext.study.plan import Entry, Plan
 from convnext.study.results import collect, finished_run
-from convnext.training.build import build
-from convnext.training.fit import Progress, training
+from convnext.training.build import build_model
+from convnext.training.fit import fit
+from convnext.training.progress import Progress
 
 MACS_A_BATCH = {"cpu": 4e9, "gpu": 1e12}  # the speed of inference is measured on batches of about this much work
 LARGEST_BATCH = 64
@@ -87,7 +88,7 @@ def run_study(plan: Plan) -> Generator[Update, None, None]:
                     continue
                 new: tuple[str, ...] = ()
                 try:
-                    for progress in training(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)):
+                    for progress in fit(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)):
                         elapsed, part = time.monotonic() - training_start, trained + progress.fraction
                         left = elapsed * (update.total - update.done - progress.fraction) / part if part else None
                         if plan.minutes is not None and left is not None and seed >= LEAST_SEEDS - 1:
@@ -150,7 +151,7 @@ def measure_speed(plan: Plan) -> dict[str, Any]:
         if time.monotonic() > deadline:
             break
         with torch.device("meta"):
-            model = build(plan.recipe_of(entry, 0), plan.num_classes)
+            model = build_model(plan.recipe_of(entry, 0), plan.num_classes)
         model = model.to_empty(device=device).to(memory_format=torch.channels_last)  # pyright: ignore
         with torch.no_grad():
             for parameter in model.parameters():

@@ -1,28 +1,203 @@
-"""The recipe's network: built, and prepared for training."""
+"""From a recipe to everything that trains: data, model, loss, optimizer, schedule and loaders.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+The only module that reads a recipe's fields.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+from torch.nn.parallel import DistributedDataParallel
 
 from convnext.acceleration.accelerate import accelerate, acceleration_report
+from convnext.data import DatasetImages, ImageData, load_data
+from convnext.data.loader import Batches
 from convnext.data.preprocessing import Preprocessing
-from convnext.data.sources import NAMES
+from convnext.data.sources import NAMES, OBJECT
+from convnext.device import autocast_for, choose_device, choose_workers
 from convnext.errors import UsageError
 from convnext.models import create_model, is_reference
+from convnext.randomness import seed_everything
+from convnext.training.blocks import checkpoint_blocks
+from convnext.training.distributed import SINGLE_RANK, Ranks
+from convnext.training.optimizer import adamw, learning_rate
 from convnext.training.recipe import Recipe
+from convnext.training.train_state import Loss, TrainState, classification_loss
+from convnext.weights import load_weights, resolve
 
 
-def build(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The recipe's network, freshly initialised.
+@dataclass(frozen=True)
+class Objects:
+    """What the caller passes in place of a recipe's strings.
+
+    Attributes:
+        model: takes images (N, 3, H, W), returns logits (N, classes); trained in place, from the weights that it has.
+        train_data: a map-style dataset, see :class:`convnext.data.images.DatasetImages`.
+        val_data: the same, held out.
+        loss: of logits (N, classes) and targets, to the mean loss of the batch. Targets are class indices (N,), or
+            probabilities (N, classes) where the recipe has mixup or cutmix.
+    """
+
+    model: nn.Module | None = None
+    train_data: Any = None
+    val_data: Any = None
+    loss: Loss | None = None
+
+    def named_in(self, recipe: Recipe) -> Recipe:
+        """The recipe with the objects' names in place of its strings; a model brings its own weights."""
+        if (self.train_data is None) != (self.val_data is None):
+            raise UsageError("train_data and val_data belong together: pass both or neither")
+        if self.model is not None:
+            recipe = replace(recipe, model=object_name(self.model), weights=None)
+        if self.train_data is not None:
+            recipe = replace(recipe, data=object_name(self.train_data))
+        return recipe if self.loss is None else replace(recipe, loss=object_name(self.loss))
+
+
+NO_OBJECTS = Objects()
+
+
+def object_name(value: Any) -> str:
+    """An object's name in a recipe: ``object:MODULE.NAME`` of its class, or of the function that it is."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{OBJECT}{named.__module__}.{named.__qualname__}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that trains, as :func:`build` makes it.
+
+    Attributes:
+        recipe: what it was made from, to be recorded.
+        data: the images.
+        ranks: those that train together.
+        device: of this rank.
+        state: model, EMA and optimizer.
+        train_loader: micro-batches for training, ``accumulate`` per step.
+        val_loader: batches for evaluation.
+        schedule: learning rate by step, counted over all epochs.
+        epochs: passes over the training images.
+        steps: per epoch.
+        accumulate: micro-batches per step and rank.
+        rank_batch: images per step of this rank.
+        sync_every: steps between two synchronizations of the loss.
+        seed: of all randomness.
+        checkpoint_seconds: between two checkpoints within an epoch.
+    """
+
+    recipe: Recipe
+    data: ImageData
+    ranks: Ranks
+    device: torch.device
+    state: TrainState
+    train_loader: Batches
+    val_loader: Batches
+    schedule: Callable[[int], float]
+    epochs: int
+    steps: int
+    accumulate: int
+    rank_batch: int
+    sync_every: int
+    seed: int
+    checkpoint_seconds: float
+
+
+SYNC_EVERY = 10  # steps on a GPU, where a synchronization waits for the work in flight
+
+
+def build(recipe: Recipe, data: ImageData, ranks: Ranks = SINGLE_RANK, objects: Objects = NO_OBJECTS) -> Training:
+    """Build everything that the recipe trains, seeded by it.
 
     Raises:
-        UsageError: the network is unknown, or the recipe's images are too small for it.
+        UsageError: the recipe does not fit the data, the machine or the objects.
     """
+    device = choose_device(recipe.device, ranks.local_rank)
+    seed_everything(recipe.seed)
+    state = build_state(recipe, len(data.classes), device, ranks, objects)
+    train_loader, val_loader = build_loaders(recipe, data, device, ranks)
+    steps, epochs, batch_size = len(train_loader), recipe.epochs, train_loader.batch_size
+    rank_batch = batch_size // ranks.world_size
+    if rank_batch // recipe.accumulate < state.min_batch:
+        raise UsageError(f"{recipe.model} has BatchNorm, which needs batches of 2 images or more: raise --batch-size")
+    warmup_steps = min(round(recipe.warmup_epochs * steps), epochs * steps // 2)
+    peak = recipe.peak_lr(batch_size)
+    return Training(
+        recipe=recipe,
+        data=data,
+        ranks=ranks,
+        device=device,
+        state=state,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        schedule=partial(
+            learning_rate, steps=epochs * steps, warmup_steps=warmup_steps, peak=peak, minimum=recipe.min_lr
+        ),
+        epochs=epochs,
+        steps=steps,
+        accumulate=recipe.accumulate,
+        rank_batch=rank_batch,
+        sync_every=1 if device.type == "cpu" or recipe.accumulate > 1 else SYNC_EVERY,
+        seed=recipe.seed,
+        checkpoint_seconds=60 * recipe.checkpoint_minutes,
+    )
+
+
+def build_data(recipe: Recipe, objects: Objects = NO_OBJECTS) -> ImageData:
+    """The recipe's data, or the datasets that were passed.
+
+    Raises:
+        UsageError: there is no such data, or the dataset's classes are not known.
+    """
+    if objects.train_data is None:
+        return load_data(recipe.data, val_fraction=recipe.val_fraction)
+    train, val = DatasetImages(objects.train_data), DatasetImages(objects.val_data)
+    if not len(train) or not len(val):
+        raise UsageError(f"train_data has {len(train)} images and val_data {len(val)}: each needs one or more")
+    image, _ = train.read(0)
+    classes = getattr(objects.train_data, "classes", None)
+    if classes is None and objects.model is None:
+        raise UsageError("train_data has no attribute `classes`: set it to the list of class names")
+    if classes is None:
+        classes = range(count_outputs(objects.model, recipe, image))  # pyright: ignore[reportArgumentType]
+    notes = ()
+    if isinstance(image, torch.Tensor):
+        notes = ("train_data returns float tensors: they are used as they are, without augmentation",)
+    return ImageData(recipe.data, tuple(map(str, classes)), train, val, notes=notes)
+
+
+def count_outputs(model: nn.Module, recipe: Recipe, image: Any) -> int:
+    """The number of classes of a model that was passed, by one forward pass in evaluation mode."""
+    parameter = next(model.parameters(), torch.empty(0))
+    size = recipe.image_size
+    shape = tuple(image.shape) if isinstance(image, torch.Tensor) else (3, size, size)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UsageError(f"model returns {found} for images {(1, *shape)}: it needs logits (N, classes)")
+    return logits.shape[1]
+
+
+def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
+    """The recipe's model, freshly initialised.
+
+    Raises:
+        UsageError: there is no such model, it was passed as an object, or the recipe's images are too small for it.
+    """
+    if recipe.model.startswith(OBJECT):
+        raise UsageError(
+            f"the run's model is an object ({recipe.model.removeprefix(OBJECT)}), which its folder does not hold: to "
+            "resume, pass convnext.train(recipe, model=...); to use it, load best.safetensors into such a model"
+        )
     image_size = min(recipe.image_size, recipe.evaluation_size)
     if is_reference(recipe.model):
         return create_model(recipe.model, num_classes=num_classes, image_size=image_size)
@@ -39,35 +214,53 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
     return model
 
 
-def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """How images are prepared for the recipe's network in evaluation: those that come in memory are not cropped."""
-    prepare = Preprocessing.whole if recipe.data in NAMES else Preprocessing.published
-    return prepare(recipe.evaluation_size)
+def build_state(
+    recipe: Recipe,
+    num_classes: int,
+    device: torch.device,
+    ranks: Ranks = SINGLE_RANK,
+    objects: Objects = NO_OBJECTS,
+) -> TrainState:
+    """The model on its device, with its EMA, optimizer and loss.
 
-
-def smallest_batch(model: nn.Module) -> int:
-    """Images that a network needs at once in training: BatchNorm has no statistics of one image."""
-    return 2 if any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules()) else 1
-
-
-def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """A network's blocks by name, in order: the outermost modules in a sequence that are of the network's own classes.
-
-    Works for this package's networks, torchvision's and timm's alike; of timm's, a stage counts as a block.
+    Raises:
+        UsageError: an option of the recipe does not fit the model, the device or the ranks.
     """
-    found: dict[str, nn.Module] = {}
-    for parent, sequence in model.named_modules():
-        if isinstance(sequence, nn.Sequential | nn.ModuleList) and not parent.startswith(tuple(f"{n}." for n in found)):
-            for name, child in sequence.named_children():
-                kind = getattr(type(child), "plain_class", type(child))  # what it was before it was fused
-                own = not kind.__module__.startswith("torch.nn")
-                if own and any(True for _ in child.children()):
-                    found[f"{parent}.{name}" if parent else name] = child
-    return {name: found[name] for name, _ in model.named_modules() if name in found}
+    autocast = autocast_for(recipe.precision, device)
+    model = build_model(recipe, num_classes) if objects.model is None else objects.model
+    model = model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if recipe.sync_batch_norm and ranks.world_size > 1:
+        if device.type != "cuda":
+            raise UsageError("sync_batch_norm needs GPUs: leave it out on CPUs")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    accelerate_blocks(model, recipe, device)
+    ema = build_ema(model, recipe.ema_decay) if recipe.ema_decay else None
+    optimizer = adamw(model, recipe, recipe.lr)
+    if recipe.checkpoint_activations:
+        checkpoint_blocks(model)
+    # torch.compile's dynamic shapes, tried after the second image size, fail in its compiler here.
+    network = torch.compile(model, dynamic=False) if recipe.compile else model
+    if ranks.world_size > 1:
+        network = DistributedDataParallel(network, gradient_as_bucket_view=True)  # pyright: ignore[reportArgumentType]
+    has_batch_norm = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in model.modules())
+    return TrainState(
+        model=model,
+        network=network,  # pyright: ignore[reportArgumentType]
+        ema=ema,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16"),
+        autocast=autocast,
+        loss=objects.loss or build_loss(recipe),
+        mixup=build_mixup(recipe, num_classes),
+        clip_grad=recipe.clip_grad,
+        is_recomputed=recipe.checkpoint_activations,
+        min_batch=2 if has_batch_norm else 1,
+        image_size=recipe.image_size,
+    )
 
 
 def accelerate_blocks(model: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    """Have the model trained by kernels where there are some; ``fuse`` takes those that no GPU has measured yet.
+    """Swap in the training kernels where there are some; ``fuse`` takes those that no GPU has measured yet.
 
     Raises:
         UsageError: ``fuse`` is set, and the device has no such kernels, or the model has nothing that they compute.
@@ -82,31 +275,82 @@ def accelerate_blocks(model: nn.Module, recipe: Recipe, device: torch.device) ->
         raise UsageError(f"there is nothing to fuse in this model ({report}): leave --fuse out")
 
 
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Have every block keep its input only, and compute its inside again in the backward pass.
+def build_loss(recipe: Recipe) -> Loss:
+    """The recipe's loss.
 
     Raises:
-        UsageError: the network has no blocks that can be told apart.
+        UsageError: it was passed as an object.
     """
-    if hasattr(model, "set_grad_checkpointing"):  # timm's own way, which is finer
-        model.set_grad_checkpointing()  # pyright: ignore[reportCallIssue]
-        return
-    found = blocks(model)
-    if not found:
-        raise UsageError(f"{type(model).__name__} has no blocks to recompute: leave --checkpoint-activations out")
-    for block in found.values():
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if recipe.loss.startswith(OBJECT):
+        raise UsageError(f"the run's loss is an object ({recipe.loss.removeprefix(OBJECT)}): pass it with loss=")
+    return partial(classification_loss, smoothing=recipe.label_smoothing, is_binary=recipe.loss == "bce")
 
 
-@contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Hold BatchNorm's running statistics, which a block that is computed again would move a second time."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, count in before:
-            norm.momentum, norm.num_batches_tracked = momentum, count
+def build_mixup(recipe: Recipe, num_classes: int) -> Any:
+    """timm's mixup and cutmix with the recipe's values; None for neither."""
+    if not recipe.mixup and not recipe.cutmix:
+        return None
+    from timm.data.mixup import Mixup
+
+    return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes)
+
+
+def build_ema(model: nn.Module, decay: float) -> Any:
+    """timm's EMA of all weights and buffers, updated after every step as in the paper's code."""
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(model, decay=decay)
+
+
+def build_loaders(
+    recipe: Recipe, data: ImageData, device: torch.device, ranks: Ranks = SINGLE_RANK
+) -> tuple[Batches, Batches]:
+    """The loaders for training and for evaluation."""
+    common: dict[str, Any] = {
+        "rank": ranks.rank,
+        "processes": ranks.world_size,
+        "pipeline": recipe.pipeline,
+        "workers": choose_workers(recipe.workers, ranks.local_world_size),
+        "pin_memory": device.type == "cuda",
+    }
+    train = Batches(
+        data.train,
+        batch_size=recipe.batch_size,
+        image_size=recipe.image_size,
+        augment=recipe.augment,
+        random_erasing=recipe.random_erasing,
+        shuffle=True,
+        repeats=recipe.repeated_augmentation,
+        seed=recipe.seed,
+        accumulate=recipe.accumulate,
+        **common,
+    )
+    micro_batch = max(1, recipe.batch_size // ranks.world_size // recipe.accumulate)
+    return train, Batches(data.val, batch_size=micro_batch, image_size=recipe.evaluation_size, **common)
+
+
+def load_start(training: Training) -> tuple[str, ...]:
+    """Load the weights that the recipe starts from, if it names any; returns notes on what was loaded.
+
+    Raises:
+        UsageError: there are no such weights, or they do not fit the model.
+        RunError: they cannot be downloaded, or are damaged.
+    """
+    recipe, state, ranks = training.recipe, training.state, training.ranks
+    if recipe.weights is None:
+        return ()
+    if not ranks.is_main:
+        ranks.barrier()  # until rank 0 has downloaded them
+    found = resolve(recipe.weights, recipe.model)
+    if ranks.is_main:
+        ranks.barrier()
+    loaded = load_weights(state.model, found.path)
+    if state.ema is not None:
+        state.ema.set(state.model)
+    return (f"starting from {loaded.path}: {loaded.loaded} tensors", *found.notes, *loaded.notes)
+
+
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """How images are prepared for the recipe's model in evaluation: those held in memory are not cropped."""
+    prepare = Preprocessing.whole if recipe.data in NAMES else Preprocessing.published
+    return prepare(recipe.evaluation_size)

@@ -1,27 +1,28 @@
 """The run folder (recipe, classes, preprocessing, metrics, environment and weights, each written whole or not at all),
-and the checkpoints of a training that is under way.
+and the checkpoints of a training under way.
 """
 
+import hashlib
 import io
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convnext.data import ImageData
+from convnext.data.sources import OBJECT
 from convnext.environment import environment
 from convnext.errors import DivergedError, RunError, UsageError
 from convnext.files import append_line, is_vacant, read_json, write_atomically, write_json
-from convnext.training.build import preprocessing_of
-from convnext.training.distributed import Processes
-from convnext.training.learner import Learner
+from convnext.training.build import Training, preprocessing_of
+from convnext.training.distributed import gather
 from convnext.training.meter import Meter
-from convnext.training.metrics import gather
 from convnext.training.recipe import Recipe
 from convnext.weights.reading import BEST
 
@@ -34,19 +35,24 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The weights of the best epoch; there from the first finished one on."""
+        """The weights of the best epoch; there from the first finished epoch on."""
         return self.dir / BEST
 
     @property
     def preprocessing(self) -> Path:
-        """How images are prepared for the network."""
+        """How images are prepared for the model."""
         return self.dir / "preprocessing.json"
 
-    def check(self, recipe: Recipe, data: ImageData) -> None:
-        """Refuse a folder in which this recipe cannot begin or go on.
+    def check(self, recipe: Recipe, data: ImageData, model: nn.Module | None = None) -> None:
+        """Refuse a folder in which this recipe can neither begin nor resume.
+
+        Args:
+            recipe: of the training.
+            data: its images.
+            model: a model that was passed as an object.
 
         Raises:
-            UsageError: the folder holds a run of another recipe or of other images, or other files.
+            UsageError: the folder has a run of another recipe, other images or another model, or other files.
         """
         path = self.dir / "recipe.json"
         if not path.exists():
@@ -59,32 +65,34 @@ class RunFolder:
             raise UsageError(f"{path}: {error}: choose another folder with --out") from error
         except (TypeError, AttributeError) as error:
             raise RunError(f"{path} is damaged ({error}): choose another folder with --out") from error
-        images = self.dir / "data.json"
-        if images.exists():
-            there |= {"images": read_json(images).get("images")}
-            here |= {"images": data.fingerprint}
+        if (self.dir / "data.json").exists():
+            recorded = read_json(self.dir / "data.json")
+            current = fingerprints(data, model)
+            there |= {name: recorded.get(name) for name in current}
+            here |= current
         for name, value in here.items():
             if there.get(name) != value:
+                objects = ", and pass the same objects" if OBJECT in f"{there.get(name)}" else ""
                 raise UsageError(
                     f"{self.dir} belongs to another recipe ({name} is {there.get(name)!r} there, {value!r} here): "
-                    "choose another folder with --out, or the same recipe to go on"
+                    f"choose another folder with --out, or take the same recipe to resume{objects}"
                 )
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """True if there is a checkpoint to resume from."""
         return (self.dir / "last.pt").exists()
 
-    def begin(self, recipe: Recipe, data: ImageData) -> None:
+    def begin(self, recipe: Recipe, data: ImageData, model: nn.Module | None = None) -> None:
         """Record recipe, classes, images and how they are prepared, and the environment."""
         write_json(self.dir / "recipe.json", recipe.to_dict())  # first: it is what makes a folder a run's
-        write_json(self.dir / "data.json", {"images": data.fingerprint} | ({"split": data.split} if data.split else {}))
+        write_json(self.dir / "data.json", fingerprints(data, model) | ({"split": data.split} if data.split else {}))
         write_json(self.dir / "classes.json", list(data.classes))
         write_json(self.preprocessing, preprocessing_of(recipe).to_dict())
         write_json(self.dir / "environment.json", environment())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The finished epochs' metrics, oldest first; a last line that was cut off in the writing is left out."""
+        """The finished epochs' metrics, oldest first, without a last line that was cut off in writing."""
         path = self.dir / "metrics.jsonl"
         metrics = []
         for line in path.read_text().splitlines() if path.exists() else ():
@@ -95,7 +103,7 @@ class RunFolder:
         return metrics
 
     def write_metrics(self, metrics: list[dict[str, Any]]) -> None:
-        """Make the log that of the last checkpoint: what is behind it is trained again."""
+        """Replace the log by that of the last checkpoint: later epochs are trained again."""
         write_atomically(self.dir / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in metrics))
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
@@ -103,13 +111,17 @@ class RunFolder:
         append_line(self.dir / "metrics.jsonl", json.dumps(metrics, allow_nan=False))
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Save all that it takes to go on."""
+        """Save everything needed to resume."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(self.dir / "last.pt", buffer.getbuffer())
 
     def load_last(self, device: torch.device) -> dict[str, Any] | None:
-        """What :meth:`save_last` saved; None before the first save."""
+        """Load what :meth:`save_last` saved; None before the first save.
+
+        Raises:
+            RunError: it is damaged.
+        """
         path = self.dir / "last.pt"
         if not path.exists():
             return None
@@ -124,79 +136,91 @@ class RunFolder:
         write_atomically(self.best, safetensors.torch.save(plain))
 
 
-class Checkpoints:
-    """The checkpoints of a training under way: what it goes on from, and when they are due. The first process writes.
+def fingerprints(data: ImageData, model: nn.Module | None) -> dict[str, str]:
+    """Tell the images, and a model that was passed as an object, from others of the same name."""
+    if model is None:
+        return {"images": data.fingerprint}
+    shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
+    digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:12]
+    return {"images": data.fingerprint, "module": f"{len(shapes)} tensors, {digest}"}
 
-    Args:
-        run: where they lie.
-        learner: what they hold.
-        processes: those that train together.
-        seconds: between two of them within an epoch.
+
+class Start(NamedTuple):
+    """Where a training begins or resumes: after ``step`` steps of ``epoch``, with the sums of its meter."""
+
+    epoch: int
+    step: int
+    meter: dict[str, Any] | None
+
+
+class Checkpoints:
+    """The checkpoints of a training under way; the main rank writes them.
+
+    Attributes:
+        log: the metrics of the finished epochs.
     """
 
-    def __init__(self, run: RunFolder, learner: Learner, processes: Processes, seconds: float) -> None:
-        self.run, self.learner, self.processes, self.seconds = run, learner, processes, seconds
+    def __init__(self, run: RunFolder, training: Training, model: nn.Module | None = None) -> None:
+        self.run, self.training, self.state, self.ranks = run, training, training.state, training.ranks
+        self.model = model  # passed as an object
+        self.log: list[dict[str, Any]] = []
         self.saved = time.monotonic()
 
-    def restore(self, device: torch.device) -> tuple[int, int, list[dict[str, Any]], dict[str, Any] | None]:
-        """Go on from the last checkpoint: its epoch and step, the metrics until then, and the epoch's sums.
+    def restore(self) -> Start:
+        """Load the last checkpoint, and record whose folder this is.
 
         Raises:
-            RunError: it is damaged, or the processes do not see the same one.
+            RunError: the checkpoint is damaged, or the ranks do not see the same one.
         """
-        state = self.run.load_last(device)
-        epoch, step = (state["epoch"], state["step"]) if state else (0, 0)
+        state = self.run.load_last(self.training.device)
+        start = Start(state["epoch"], state["step"], state["meter"]) if state else Start(0, 0, None)
         if state:
-            self.learner.load_state_dict(state["learner"])
-        if len(set(gather((epoch, step)))) > 1:
+            self.state.load_state_dict(state["learner"])
+            self.log = state["metrics"]
+        if len(set(gather((start.epoch, start.step)))) > 1:
             raise RunError(
-                f"the processes see different checkpoints in {self.run.dir} (process {self.processes.rank} epoch "
-                f"{epoch}, step {step}): the folder must be on a file system that all machines share"
+                f"the ranks see different checkpoints in {self.run.dir} (rank {self.ranks.rank} epoch {start.epoch}, "
+                f"step {start.step}): the folder must be on a file system that all machines share"
             )
-        return epoch, step, state["metrics"] if state else [], state["meter"] if state else None
-
-    def begin(self, recipe: Recipe, data: ImageData, log: list[dict[str, Any]]) -> None:
-        """Record whose folder this is, and make the log that of the checkpoint."""
-        if self.processes.first:
-            self.run.begin(recipe, data)
-            self.run.write_metrics(log)
+        if self.ranks.is_main:
+            self.run.begin(self.training.recipe, self.training.data, self.model)
+            self.run.write_metrics(self.log)
+        return start
 
     @property
-    def due(self) -> bool:
-        """Whether the last checkpoint is old enough for another."""
-        return time.monotonic() - self.saved >= self.seconds
+    def is_due(self) -> bool:
+        """True if the last checkpoint is old enough for another one."""
+        return time.monotonic() - self.saved >= self.training.checkpoint_seconds
 
-    def save(
-        self, epoch: int, step: int, meter: Meter | None, log: list[dict[str, Any]], finished: bool = False
-    ) -> None:
-        """Save all that it takes to go on with this step of this epoch.
+    def save(self, epoch: int, step: int, meter: Meter | None = None) -> None:
+        """Save everything needed to resume after ``step`` steps of ``epoch``.
 
         Raises:
             DivergedError: the weights are not finite; the last checkpoint stays.
         """
         self.saved = time.monotonic()
-        if not self.processes.first:
+        if not self.ranks.is_main:
             return
-        if not self.learner.is_finite():
+        if not self.state.is_finite():
             raise DivergedError(
                 f"the weights are not finite after epoch {epoch + 1}, step {step}: lower --lr, with another "
                 f"--out; the last checkpoint in {self.run.dir} is whole"
             )
-        learner = self.learner.state_dict(finished)
+        learner = self.state.state_dict(is_finished=epoch == self.training.epochs)
         sums = meter.state_dict() if meter else None
-        self.run.save_last({"epoch": epoch, "step": step, "learner": learner, "meter": sums, "metrics": log})
+        self.run.save_last({"epoch": epoch, "step": step, "learner": learner, "meter": sums, "metrics": self.log})
 
-    def save_best(self) -> None:
-        """Save the weights that are evaluated."""
-        if self.processes.first:
-            self.run.save_best(self.learner.evaluated.state_dict())
-
-    def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Append one epoch's metrics to the log."""
-        if self.processes.first:
+    def end_epoch(self, metrics: dict[str, Any]) -> None:
+        """Save a finished epoch: its weights, if they are the best so far, the checkpoint, and its metrics."""
+        is_best = metrics["top1"] > max((earlier["top1"] for earlier in self.log), default=-math.inf)
+        if is_best and self.ranks.is_main:
+            self.run.save_best(self.state.evaluated.state_dict())
+        self.log.append(metrics)
+        self.save(metrics["epoch"], 0)
+        if self.ranks.is_main:
             self.run.add_metrics(metrics)
 
     @property
-    def kept(self) -> str:
-        """What to do next."""
-        return f"the same command goes on from the last checkpoint in {self.run.dir}"
+    def advice(self) -> str:
+        """How to resume."""
+        return f"the same command resumes from the last checkpoint in {self.run.dir}"

@@ -1,9 +1,10 @@
-"""One process or many: what torchrun's environment says, and the few things that the processes tell each other."""
+"""One rank or many: the process group that torchrun's environment describes, and what its ranks exchange."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,85 +14,95 @@ from convnext.errors import RunError
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The processes that train together, seen from one of them.
+class Ranks:
+    """The ranks of a distributed training, as one of them sees them; by default a single one.
 
     Attributes:
-        rank: this process's number, from 0.
-        count: all of them.
-        local_rank: this process's number on its machine; it takes the GPU of that number.
-        local_count: those on this machine, which share its cores.
+        rank: this process's rank.
+        world_size: the number of ranks.
+        local_rank: this process's rank on its machine, and the index of its GPU.
+        local_world_size: the number of ranks on this machine, which share its cores.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_count: int = 1
+    local_world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """True for rank 0, which writes and prints."""
         return self.rank == 0
 
-    def add(self, values: Tensor) -> Tensor:
-        """The sum over all processes of each value."""
-        if self.count > 1:
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum each value over all ranks, in place."""
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
-        if self.count > 1:
+    def barrier(self) -> None:
+        """Wait until all ranks have arrived here."""
+        if self.world_size > 1:
             dist.barrier()
 
 
-def launched() -> bool:
-    """Whether torchrun, or another launcher with its environment, started this process."""
+SINGLE_RANK = Ranks()
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, by rank; of this process alone where there is no process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def is_launched() -> bool:
+    """True if torchrun, or another launcher that sets its variables, started this process."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def is_first() -> bool:
-    """Whether this process, of those that torchrun started, is the one that writes and speaks."""
+def is_main_rank() -> bool:
+    """True for rank 0, also before and after the process group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started; without it, this process is the only one.
+def process_group(device: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes; without torchrun, this process is the only rank.
 
     Raises:
-        RunError: another process has ended, so that this one cannot go on.
+        RunError: the ranks cannot connect, or another rank has exited, so that this one cannot continue.
     """
-    if not launched():
-        yield Processes()
+    if not is_launched():
+        yield Ranks()
         return
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    uses_gpu = device != "cpu" and torch.cuda.is_available()
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if on_gpu:
+    if uses_gpu:
         torch.cuda.set_device(local_rank)
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_count))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
     try:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if uses_gpu else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"the processes cannot find each other ({error}): check torchrun's addresses and ports"
-        ) from error
+        raise RunError(f"the ranks cannot connect ({error}): check torchrun's addresses and ports") from error
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), local_rank, local_count)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size)
     except RuntimeError as error:
-        if not of_a_lost_process(error):
+        if not is_connection_error(error):
             raise
         raise RunError(
-            f"another process of this training has ended, process {dist.get_rank()} cannot go on: see what it said; "
-            "the same command goes on from the last checkpoint"
+            f"another rank of this training has exited, rank {dist.get_rank()} cannot continue: see the other rank's "
+            "message; the same command resumes from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
 
 
-def of_a_lost_process(error: RuntimeError) -> bool:
-    """Whether an error comes from the connection to another process."""
+def is_connection_error(error: RuntimeError) -> bool:
+    """True if an error comes from the connection to another rank."""
     signs = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out")
     return isinstance(error, dist.DistError) or any(sign in str(error).lower() for sign in signs)

@@ -1,25 +1,30 @@
-"""A training's figures in TensorBoard or Weights & Biases, beside the run's own log; neither loads unless asked for."""
+"""A training's metrics in TensorBoard or Weights & Biases, beside its own log; neither is imported unless used."""
 
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from convnext.errors import RunError, UsageError, unknown_name
 from convnext.files import cannot_write, write_atomically
+from convnext.training.progress import Progress
+
+TRACKERS = ("tensorboard", "wandb")  # the names of their packages, and of this package's extras
+LOG_EVERY = 10  # steps between two records of the loss within an epoch
 
 
 class Tracker(Protocol):
-    """Where figures go."""
+    """A destination of metrics."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Record the figures of a step, later than the one before."""
+        """Record the values of a step, later than the last one."""
         ...
 
     def close(self) -> None:
-        """Write what is still under way."""
+        """Write what is pending."""
         ...
 
 
@@ -31,12 +36,13 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
 
         self.folder = folder / "tensorboard"
-        goes_on = any(self.folder.glob("events.out.tfevents.*"))
+        is_resumed = any(self.folder.glob("events.out.tfevents.*"))
         try:
-            # Of an earlier session, what is from first_step on is made anew.
-            self.writer = SummaryWriter(self.folder, purge_step=first_step if goes_on else None)
-            if not goes_on:
-                plain = {name: plain_value(value) for name, value in recipe.items()}
+            # What an earlier session logged from first_step on is logged again.
+            self.writer = SummaryWriter(self.folder, purge_step=first_step if is_resumed else None)
+            if not is_resumed:
+                kinds = bool | int | float
+                plain = {name: value if isinstance(value, kinds) else str(value) for name, value in recipe.items()}
                 for summary in hparams(plain, {"top1": 0.0}):
                     self.writer._get_file_writer().add_summary(summary)  # add_hparams would make a run of its own
         except OSError as error:
@@ -54,15 +60,8 @@ class TensorBoard:
         self.writer.close()
 
 
-def plain_value(value: Any) -> bool | int | float | str:
-    """A recipe's value in a form that TensorBoard's table of hyper-parameters takes."""
-    return value if isinstance(value, bool | int | float) else str(value)
-
-
 class WandB:
-    """A run of Weights & Biases with its files in ``wandb/`` of the run's folder.
-
-    A run that goes on is the same one there, and keeps the figures of the steps that it has.
+    """A run of Weights & Biases with its files in ``wandb/`` of the run's folder; a resumed run is the same one there.
 
     ``WANDB_MODE=offline`` needs neither account nor network; ``WANDB_PROJECT`` names another project than ``convnext``.
     """
@@ -81,7 +80,7 @@ class WandB:
                 dir=folder,
                 config=recipe,
                 resume="allow",
-                settings=wandb.Settings(console="off"),  # the terminal belongs to the progress bar
+                settings=wandb.Settings(console="off"),  # the terminal shows the progress bar
             )
         except wandb.Error as error:
             raise RunError(
@@ -96,29 +95,11 @@ class WandB:
         self.run.finish()
 
 
-TRACKERS = ("tensorboard", "wandb")  # each has the name of its package and of this package's extra
-
-
-class Trackers:
-    """Several trackers, or none, as one."""
-
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self.trackers = trackers
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        for tracker in self.trackers:
-            tracker.log(step, values)
-
-    def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
-
-
 def check_trackers(names: Iterable[str]) -> None:
     """Refuse trackers that are unknown or not installed, before any work is done.
 
     Raises:
-        UsageError: of the first such; the message has the command that installs it.
+        UsageError: for the first such; the message has the command that installs it.
     """
     for name in names:
         if name not in TRACKERS:
@@ -127,14 +108,14 @@ def check_trackers(names: Iterable[str]) -> None:
             raise UsageError(f"tracking by {name} needs its package: pip install 'convnext[{name}]'")
 
 
-def open_trackers(names: Sequence[str], folder: Path, recipe: dict[str, Any], first_step: int) -> Trackers:
-    """Trackers by name, for a run that begins or goes on.
+def open_trackers(names: Sequence[str], folder: Path, recipe: dict[str, Any], first_step: int) -> list[Tracker]:
+    """Trackers by name, for a run that begins or resumes.
 
     Args:
         names: of ``TRACKERS``.
         folder: the run's.
-        recipe: what is done, as plain data; recorded as the hyper-parameters.
-        first_step: the first step that will be logged. What an earlier session logged from there on is superseded.
+        recipe: as plain data; recorded as the hyper-parameters.
+        first_step: the first step to be logged; what an earlier session logged from there on is superseded.
 
     Raises:
         UsageError: a name is unknown, or its package is not installed.
@@ -142,4 +123,32 @@ def open_trackers(names: Sequence[str], folder: Path, recipe: dict[str, Any], fi
     """
     check_trackers(names)
     openers = {"tensorboard": lambda: TensorBoard(folder, recipe, first_step), "wandb": lambda: WandB(folder, recipe)}
-    return Trackers([openers[name]() for name in names])
+    return [openers[name]() for name in names]
+
+
+def tracked(
+    updates: Generator[Progress, None, None], names: Sequence[str], folder: Path, recipe: dict[str, Any]
+) -> Generator[Progress, None, None]:
+    """Pass a training's progress on, and log it to the trackers that are named."""
+    trackers: list[Tracker] | None = None
+    with closing(updates):
+        try:
+            for progress in updates:
+                step = progress.epoch * progress.steps + progress.step
+                if trackers is None:  # the first progress says where the training begins or resumes
+                    trackers = open_trackers(names, folder, recipe, first_step=step + 1)
+                for tracker in trackers if (values := metrics_to_log(progress)) else ():
+                    tracker.log(step, values)
+                yield progress
+        finally:
+            for tracker in trackers or ():
+                tracker.close()
+
+
+def metrics_to_log(progress: Progress) -> dict[str, float]:
+    """An epoch's metrics, or every few steps the loss; empty between."""
+    if progress.metrics is not None:
+        return {name: value for name, value in progress.metrics.items() if isinstance(value, int | float)}
+    if progress.loss is not None and 0 < progress.step < progress.steps and progress.step % LOG_EVERY == 0:
+        return {"train_loss": progress.loss, "lr": progress.lr}
+    return {}

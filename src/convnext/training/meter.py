@@ -1,4 +1,4 @@
-"""What an epoch adds up to, over all processes: loss, images, time, and time spent waiting for data."""
+"""The sums of an epoch over all ranks: loss, images, time, and time spent waiting for data."""
 
 import math
 import time
@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convnext.training.distributed import Processes
+from convnext.training.distributed import Ranks
 
-MUCH_WAITING = 0.2  # of the time
+MAX_DATA_WAIT = 0.2  # fraction of the time in training; above it, the user is told
+MIN_WAIT_SECONDS = 10
 
 
 class Meter:
     """The sums of an epoch under way.
 
-    The loss is summed on the device; numbers that every process knows alike are those of the last :meth:`look`.
+    The loss is summed on the device. ``loss`` and ``images`` are the same on all ranks: those of the last :meth:`sync`.
     """
 
-    def __init__(self, device: torch.device, processes: Processes) -> None:
-        self.processes = processes
-        self.own = torch.zeros(2, device=device)  # this process's summed loss and images since the last look
+    def __init__(self, device: torch.device, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.own = torch.zeros(2, device=device)  # this rank's summed loss and images since the last sync
         self.bad_step = torch.full((), math.inf, device=device)  # the first with a loss that is not finite
         self.loss, self.images, self.own_images, self.earlier_images = 0.0, 0, 0, 0
         self.unreadable: list[str] = []
@@ -31,13 +32,13 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
+        """Count the time inside the block as waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
 
     def add(self, loss: Tensor, images: int, step: int, unreadable: list[str]) -> None:
-        """Add one part of a step: its mean ``loss`` over ``images``."""
+        """Add a micro-batch: its mean ``loss`` over ``images``."""
         if images:
             self.own += torch.stack((loss * images, torch.full_like(loss, images)))
             self.bad_step = torch.where(loss.isfinite(), self.bad_step, self.bad_step.clamp(max=step))
@@ -49,10 +50,10 @@ class Meter:
         """On the device: 1 after a loss that is not finite, else 0."""
         return self.bad_step.isfinite().float()
 
-    def look(self, stop: bool) -> bool:
-        """Add up over all processes; returns whether any of them was asked to stop."""
+    def sync(self, stop: bool) -> bool:
+        """Sum over all ranks; returns True if any of them passed ``stop``."""
         sums = torch.cat((self.own, self.own.new_tensor([float(stop)])))
-        loss, images, stops = self.processes.add(sums).tolist()
+        loss, images, stops = self.ranks.sum(sums).tolist()
         self.own.zero_()
         self.loss += loss
         self.images += round(images) if math.isfinite(images) else 0
@@ -60,7 +61,7 @@ class Meter:
 
     @property
     def mean_loss(self) -> float:
-        """Over the images until the last look."""
+        """Over the images until the last sync."""
         return self.loss / max(1, self.images)
 
     @property
@@ -70,21 +71,21 @@ class Meter:
 
     @property
     def images_per_second(self) -> float:
-        """Over all processes, which have about the same number each, and all sessions."""
-        return (self.earlier_images + self.processes.count * self.own_images) / max(self.elapsed, 1e-9)
+        """Over all ranks, which have about the same number each, and all sessions."""
+        return (self.earlier_images + self.ranks.world_size * self.own_images) / max(self.elapsed, 1e-9)
 
     @property
     def data_wait(self) -> float:
-        """The part of the time that went into waiting for data."""
+        """The fraction of the time spent waiting for data."""
         return self.waited / max(self.elapsed, 1e-9)
 
     @property
-    def waits_for_data(self) -> bool:
-        """Whether that part is so large, and the time so long, that the user should know."""
-        return self.data_wait > MUCH_WAITING and self.waited > 10
+    def is_data_bound(self) -> bool:
+        """True if so much time was spent waiting for data that the user should know."""
+        return self.data_wait > MAX_DATA_WAIT and self.waited > MIN_WAIT_SECONDS
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums at the last look."""
+        """The sums at the last sync."""
         return {
             "loss": self.loss,
             "images": self.images,
@@ -94,7 +95,7 @@ class Meter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sums of an earlier session; they are those of all processes, the names the first one's."""
+        """Resume from an earlier session's sums: those of all ranks, and rank 0's file names."""
         self.loss, self.images = state["loss"], state["images"]
-        self.unreadable = list(state["unreadable"]) if self.processes.first else []
+        self.unreadable = list(state["unreadable"]) if self.ranks.is_main else []
         self.seconds, self.waited, self.earlier_images = state["seconds"], state["waited"], state["images"]

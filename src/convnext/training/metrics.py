@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from convnext.data.loader import Batches
 from convnext.errors import RunError
+from convnext.training.distributed import gather
 
 BINS = 15  # of the calibration error
 
@@ -181,12 +182,3 @@ def rows_of(logits: Tensor, labels: Tensor) -> Rows:
 def joined(columns: Iterable[Iterable[Tensor]]) -> Rows:
     """Rows from the parts of each column."""
     return Rows(*(torch.cat(list(column)) for column in columns))
-
-
-def gather(share: Any) -> list[Any]:
-    """The shares of all ranks; the one share where there is one process."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [share]
-    shares = [None] * distributed.get_world_size()
-    distributed.all_gather_object(shares, share)
-    return shares

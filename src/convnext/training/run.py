@@ -1,22 +1,24 @@
-"""`train`: a recipe in, a run out."""
+"""`train`: from a recipe to a run folder."""
 
-from collections.abc import Generator, Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from convnext.acceleration.cpu.heap import give_back
+from convnext.data.sources import OBJECT
 from convnext.errors import RunError
+from convnext.training.build import Objects
 from convnext.training.checkpoint import RunFolder
 from convnext.training.curves import write_curves
-from convnext.training.distributed import joined
-from convnext.training.fit import Progress, training
-from convnext.training.logging import check_trackers, open_trackers
+from convnext.training.distributed import process_group
+from convnext.training.fit import fit
+from convnext.training.logging import check_trackers, tracked
 from convnext.training.progress import show_training, show_warnings
 from convnext.training.recipe import Recipe
-
-TRACK_EVERY = 10  # steps between two records of the loss within an epoch
+from convnext.training.recipe_choice import choose_recipe
+from convnext.training.train_state import Loss
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Run:
 
     Attributes:
         dir: its folder.
-        recipe: what it did.
-        metrics: one dictionary an epoch, as in ``metrics.jsonl``.
+        recipe: of the training.
+        metrics: one dictionary per epoch, as in ``metrics.jsonl``.
     """
 
     dir: Path
@@ -49,63 +51,62 @@ class Run:
         return sum(metrics["seconds"] for metrics in self.metrics)
 
 
-def train(recipe: Recipe, out: str | Path | None = None, opening: str = "") -> Run:
-    """Train by a recipe, with live progress on stderr; a run that stopped goes on, a finished one is read.
+def train(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    opening: str = "",
+    *,
+    model: nn.Module | None = None,
+    train_data: Any = None,
+    val_data: Any = None,
+    loss: Loss | None = None,
+) -> Run:
+    """Train by a recipe, with live progress on stderr; a stopped run resumes, a finished one is read.
 
-    Under torchrun, the processes that it started train together.
+    Under torchrun, its ranks train together. A model, datasets and a loss may be passed as objects in place of the
+    recipe's strings; such a run resumes with the same objects.
 
     Args:
-        recipe: what to do; see :mod:`convnext.training.recipe` for named ones.
+        recipe: of the training, see :mod:`convnext.training.recipes`; or the name of some data (``digits``, the path of
+            a folder of images), for which the recipe is chosen as ``convnext train DATA`` does.
         out: the run's folder; by default ``runs/MODEL-DATA``.
         opening: a line to print before the progress.
+        model: takes images (N, 3, H, W), returns logits (N, classes). It is trained in place, from the weights that it
+            has; the recipe's weights, drop_path, layer_scale, stem_stride and head_init_scale do not apply.
+        train_data: a map-style ``torch.utils.data.Dataset`` of (image, label): PIL images or uint8 tensors (3, H, W),
+            which are augmented and normalised by the recipe, or float tensors, which are used as they are. Its
+            ``classes``, if it has them, are the class names.
+        val_data: the same, held out.
+        loss: from logits (N, classes) and targets to the batch's mean loss. Targets are class indices (N,), or with the
+            recipe's mixup or cutmix probabilities (N, classes).
 
     Raises:
-        UsageError: the recipe does not fit the data, or the folder belongs to another recipe.
-        RunError: the work failed; the message says what is kept and how to go on.
+        UsageError: the recipe does not fit the data or the objects, or the folder belongs to another recipe.
+        RunError: the work failed; the message says what is kept and how to resume.
     """
+    if not isinstance(recipe, Recipe):
+        choice = choose_recipe(str(recipe))
+        recipe = choice.recipe
+        opening = opening or f"{choice}. Trains {recipe.model} for {recipe.epochs} epochs."
+    objects = Objects(model, train_data, val_data, loss)
+    recipe = objects.named_in(recipe)
     folder = Path(out) if out is not None else default_folder(recipe)
-    title = f"{recipe.model} on {recipe.data}"
+    title = f"{plain_name(recipe.model)} on {plain_name(recipe.data)}"
     trackers = tuple(name.strip() for name in recipe.track.split(",") if name.strip())
     check_trackers(trackers)
-    with joined(recipe.device) as processes:
-        updates = training(recipe, folder, processes)
-        if processes.first:
-            show_training(tracked(updates, trackers, folder, recipe), title, opening)
+    with process_group(recipe.device) as ranks:
+        updates = fit(recipe, folder, ranks, objects)
+        if ranks.is_main:
+            show_training(tracked(updates, trackers, folder, recipe.to_dict()), title, opening)
         else:
             show_warnings(updates)
-    give_back()  # what training kept from step to step
+    give_back()  # the memory that training kept from step to step
     run = read_run(recipe, folder)
     if not run.weights.exists():
         raise RunError(f"the training is finished and {run.weights} is gone: train anew with another --out")
-    if processes.first:
+    if ranks.is_main:
         write_curves(folder, run.metrics, title)
     return run
-
-
-def tracked(
-    updates: Iterable[Progress], names: tuple[str, ...], folder: Path, recipe: Recipe
-) -> Generator[Progress, None, None]:
-    """Pass a training's progress on, and record it with the trackers that are named."""
-    trackers = None
-    with closing(iter(updates)) as updates:  # pyright: ignore[reportArgumentType]
-        try:
-            for progress in updates:
-                step = progress.epoch * progress.steps + progress.step
-                if trackers is None:  # the first says where the training stands
-                    trackers = open_trackers(names, folder, recipe.to_dict(), first_step=step + 1)
-                elif progress.metrics is not None:
-                    trackers.log(step, figures(progress.metrics))
-                elif progress.step % TRACK_EVERY == 0 and progress.step < progress.steps and progress.loss is not None:
-                    trackers.log(step, {"train_loss": progress.loss, "lr": progress.lr})
-                yield progress
-        finally:
-            if trackers is not None:
-                trackers.close()
-
-
-def figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """The numbers among an epoch's metrics."""
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def read_run(recipe: Recipe, folder: Path) -> Run:
@@ -115,7 +116,12 @@ def read_run(recipe: Recipe, folder: Path) -> Run:
 
 def default_folder(recipe: Recipe) -> Path:
     """``runs/MODEL-DATA``."""
-    return Path("runs") / f"{recipe.model.replace('/', '-')}-{data_name(recipe.data)}"
+    return Path("runs") / f"{plain_name(recipe.model).replace('/', '-')}-{data_name(plain_name(recipe.data))}"
+
+
+def plain_name(name: str) -> str:
+    """A recipe's name of a model or of data; of an object, the name of its class."""
+    return name.rpartition(".")[2] if name.startswith(OBJECT) else name
 
 
 def data_name(data: str) -> str:

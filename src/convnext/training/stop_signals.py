@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: it finishes its step, saves, and says how to go on."""
+"""Signals that end a training: it finishes its step, saves, and says how to resume."""
 
 import signal
 import threading
@@ -9,17 +9,17 @@ from types import FrameType
 
 from convnext.errors import RunError
 
-PREEMPTION = ("SIGTERM", "SIGUSR1")  # what SLURM and the clouds send before they take a machine away
+PREEMPTION = ("SIGTERM", "SIGUSR1")  # sent by SLURM and the clouds before they take a machine away
 
 
 class PreemptedError(RunError):
-    """A signal ended the training, all is saved; the exit status is the usual one for "try again" (EX_TEMPFAIL)."""
+    """A signal ended the training and everything is saved; the exit status means "try again" (EX_TEMPFAIL)."""
 
     exit_status = 75
 
 
 class StopRequest:
-    """The signal that asked the training to end, if one did."""
+    """The signal that asked the training to stop; False while there is none."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -29,22 +29,22 @@ class StopRequest:
         return self.signal is not None
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """Note a signal; another Ctrl-C ends at once (not its echo: torchrun passes on what its processes got too)."""
+        """Record a signal; a second Ctrl-C ends at once (not its echo: torchrun forwards what its ranks got too)."""
         if number == signal.SIGINT == self.signal and time.monotonic() - self.time > 1:
             raise KeyboardInterrupt
         self.signal, self.time = signal.Signals(number), time.monotonic()
 
-    def outcome(self, place: str, kept: str) -> BaseException:
-        """What ends the training after its step: at which ``place``, and how to go on with what is ``kept``."""
+    def outcome(self, place: str, advice: str) -> BaseException:
+        """The exception that ends the training at ``place``, with ``advice`` on how to resume."""
         if self.signal == signal.SIGINT:
             return KeyboardInterrupt(f"Interrupted in {place}.")
-        name = self.signal.name if self.signal else "a signal to another process"
-        return PreemptedError(f"stopped by {name} in {place}, all is saved: {kept}")
+        name = self.signal.name if self.signal else "a signal to another rank"
+        return PreemptedError(f"stopped by {name} in {place}, all is saved: {advice}")
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Note Ctrl-C, SIGTERM and SIGUSR1 instead of ending at once; in other threads than the first, nothing is noted."""
+    """Record Ctrl-C, SIGTERM and SIGUSR1 inside the block; signals reach the main thread only."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

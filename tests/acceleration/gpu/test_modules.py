@@ -19,7 +19,7 @@ from convnext.acceleration.gpu.modules import FusedBlock, FusedDepthwiseConv2d, 
 from convnext.acceleration.gpu.triton_runtime import has_triton, interpreted
 from convnext.models.convnext import Block, ConvNeXt, ConvNeXtV2, IsotropicConvNeXt
 from convnext.models.layers import DepthwiseConv2d
-from convnext.training.build import blocks, checkpoint_blocks
+from convnext.training.blocks import blocks, checkpoint_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() and not interpreted() else "cpu"
 pytestmark = [pytest.mark.skipif(not has_triton(), reason="needs Triton")]
