@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from convnext.acceleration.cpu.heap import give_back
+from convnext.acceleration.swapping import restore
 from convnext.data.sources import OBJECT
 from convnext.errors import RunError
 from convnext.training.build import Objects
@@ -100,6 +101,8 @@ def train(
             show_training(tracked(updates, trackers, folder, recipe.to_dict()), title, opening)
         else:
             show_warnings(updates)
+    if model is not None:
+        restore(model)
     give_back()  # the memory that training kept from step to step
     run = read_run(recipe, folder)
     if not run.weights.exists():
