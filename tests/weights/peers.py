@@ -66,6 +66,20 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def tiny(seed: int = 0, **options: Any) -> nn.Module:
+    """A ConvNeXt of random weights in a file of 300 kB, in evaluation mode."""
+    layer_scale = None if options.get("grn") else 1e-6
+    default: dict[str, Any] = {"num_classes": 3, "layer_scale_init_value": layer_scale}
+    return randomize(ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 16, 32, 64), **(default | options)), seed)
+
+
+def same(model: nn.Module, other: nn.Module, prefix: str = "") -> bool:
+    """True if two models have the same tensors under a prefix."""
+    theirs = other.state_dict()
+    found = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+    return bool(found) and all(torch.equal(value, theirs[name]) for name, value in found.items())
+
+
 @torch.no_grad()
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """A network's logits, whatever it wraps them in."""

@@ -58,7 +58,7 @@ def test_peer_to_ours_to_peer(peer: Peer, variant: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_rules_go_both_ways(layout: Any) -> None:
-    isotropic = layout.place(["stem.weight", "blocks.0.dwconv.weight"]) is not None
+    isotropic = layout.prefix(["stem.weight", "blocks.0.dwconv.weight"]) is not None
     grn = layout not in (TORCHVISION,) and "DINOv3" not in layout.name and not isotropic
     model = (
         IsotropicConvNeXt(depth=2, dim=8, num_classes=3, layer_scale_init_value=1e-6)

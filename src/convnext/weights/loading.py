@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convnext.errors import UsageError
 from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
 from convnext.weights.adapt import adapt_channels, check_kernels
-from convnext.weights.layouts import Official, to_official
+from convnext.weights.layouts import OfficialWeights, to_official
 from convnext.weights.reading import read_weights, weights_file
 
 NAMED = 3  # names of each kind that an error lists
@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, path: str | Path) -> Loaded:
     if any(tensor.is_meta for tensor in own.values()):
         raise UsageError("the network is on the meta device, which holds no values: create it on another one")
     official = to_official(read) if isinstance(model, StagedNetwork | IsotropicConvNeXt) else None
-    found = official or Official("the library's own", read, ())
+    found = official or OfficialWeights("the library's own", read, ())
     weights = {name: reshaped(tensor, own.get(name)) for name, tensor in found.weights.items()}
     weights, adapted, channel_notes = adapt_channels(weights, own, path)
     check_kernels(weights, own, path)
@@ -83,7 +83,7 @@ def load_weights(model: nn.Module, path: str | Path) -> Loaded:
     )
 
 
-def unused_notes(found: Official, path: Path) -> tuple[str, ...]:
+def unused_notes(found: OfficialWeights, path: Path) -> tuple[str, ...]:
     """What to say of the file's tensors that are left aside."""
     if not found.unused:
         return ()
