@@ -153,7 +153,7 @@ def test_wrong_values(make_run: MakeRun) -> None:
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run folder"):
         convnext.load(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"no weights at .*nowhere.pth: give a weights file"):
+    with pytest.raises(UsageError, match=r"nowhere\.pth"):
         convnext.load(tmp_path / "nowhere.pth")
     (tmp_path / "weights.pth").touch()
     with pytest.raises(RunError, match=r"weights.pth is empty"):

@@ -1,8 +1,5 @@
-"""Weights into a network: every file that is one, another number of classes, and what is refused."""
+"""Weights into a model: every file that fits, other classes and channels, and what is refused."""
 
-import argparse
-import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,87 +9,37 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from convnext import create_model, load_weights
-from convnext.errors import RunError, UsageError
+from convnext import create_model, load_weights, save_weights
+from convnext.errors import UsageError
 from convnext.models import Design
+from convnext.weights.loading import adapt_input_conv
+from tests.weights.peers import logits, randomize, same, tiny
 
 Change = Callable[[dict[str, Tensor]], Any]
 
 
-def small(num_classes: int = 7, **options: Any) -> nn.Module:
-    """A ConvNeXt V1 of another initialisation with each call."""
-    torch.manual_seed(torch.seed())
-    return create_model("convnext_atto", num_classes=num_classes, **options)
-
-
-def same(model: nn.Module, other: nn.Module, prefix: str = "") -> bool:
-    theirs = other.state_dict()
-    return all(
-        torch.equal(value, theirs[name]) for name, value in model.state_dict().items() if name.startswith(prefix)
-    )
-
-
 @pytest.fixture(scope="module")
 def source() -> nn.Module:
-    return small()
+    return tiny(seed=7)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"model": state},
-        lambda state: {"model_ema": state},
-        lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3},
-        lambda state: {"model": {f"module._orig_mod.{name}": value for name, value in state.items()}},
-        lambda state: {"model": state, "optimizer": {}, "args": argparse.Namespace(lr=4e-3)},  # the official code's own
-    ],
-    ids=["plain", "model", "model_ema", "state_dict", "compiled", "official training"],
-)
-@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.pth.tar"])
-def test_torch_files(source: nn.Module, wrap: Change, name: str, tmp_path: Path) -> None:
-    torch.save(wrap(source.state_dict()), tmp_path / name)
-    model = small()
-    assert not same(model, source, "head.weight")
-    loaded = load_weights(model, tmp_path / name)
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.pth.tar", "a.safetensors", "safetensors.bin"])
+def test_files_of_every_suffix(source: nn.Module, name: str, tmp_path: Path) -> None:
+    if "safetensors" in name:
+        safetensors.torch.save_file(source.state_dict(), tmp_path / name)
+    else:
+        torch.save({"model": source.state_dict()}, tmp_path / name)
+    model = tiny()
+    loaded = load_weights(model, str(tmp_path / name))
     assert same(model, source)
-    assert (loaded.path, loaded.loaded) == (tmp_path / name, len(source.state_dict()))
-    assert (loaded.left_out, loaded.notes) == ((), ())
-
-
-def test_model_is_taken_before_its_average(source: nn.Module, tmp_path: Path) -> None:
-    torch.save({"model_ema": small().state_dict(), "model": source.state_dict()}, tmp_path / "a.pth")
-    loaded = load_weights(model := small(), tmp_path / "a.pth")
-    assert same(model, source)
-    assert loaded.notes == ("a.pth holds model and model_ema: took model",)
-
-
-def test_what_timms_training_saves_opens_as_timm_opens_it(tmp_path: Path) -> None:
-    import timm
-    from timm.models import load_checkpoint
-
-    names = ("state_dict", "state_dict_ema")
-    models = {name: timm.create_model("convnext_atto", num_classes=2) for name in names}
-    arguments = argparse.Namespace(model="convnext_atto")
-    states = {name: model.state_dict() for name, model in models.items()}
-    torch.save({"arch": "convnext_atto", "args": arguments, "epoch": 1, **states}, tmp_path / "last.pth.tar")
-    load_checkpoint(theirs := timm.create_model("convnext_atto", num_classes=2), str(tmp_path / "last.pth.tar"))
-    loaded = load_weights(ours := create_model("convnext_atto", num_classes=2), tmp_path / "last.pth.tar")
-    assert torch.equal(ours.state_dict()["head.weight"], theirs.state_dict()["head.fc.weight"])
-    assert loaded.notes == ("last.pth.tar holds state_dict_ema and state_dict: took state_dict_ema",)
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "best.bin"])
-def test_safetensors_whatever_the_suffix(source: nn.Module, name: str, tmp_path: Path) -> None:
-    safetensors.torch.save_file(source.state_dict(), tmp_path / name)
-    load_weights(model := small(), str(tmp_path / name))
-    assert same(model, source)
+    assert (loaded.path, loaded.loaded, loaded.layout) == (tmp_path / name, len(source.state_dict()), "official")
+    assert (loaded.left_out, loaded.unused, loaded.notes) == ((), (), ())
 
 
 def test_run_folder_means_its_best_weights(source: nn.Module, tmp_path: Path) -> None:
     safetensors.torch.save_file(source.state_dict(), tmp_path / "best.safetensors")
-    torch.save({"model": small().state_dict()}, tmp_path / "last.pt")
-    loaded = load_weights(model := small(), tmp_path)
+    torch.save({"model": tiny().state_dict()}, tmp_path / "last.pt")
+    loaded = load_weights(model := tiny(), tmp_path)
     assert same(model, source)
     assert loaded.path == tmp_path / "best.safetensors"
 
@@ -105,39 +52,48 @@ def test_every_kind_of_network(name: str, tmp_path: Path) -> None:
     assert same(model, source)
 
 
-def test_another_number_of_classes_keeps_the_fresh_classifier(source: nn.Module, tmp_path: Path) -> None:
+def test_what_timms_training_saves_opens_as_timm_opens_it(tmp_path: Path) -> None:
+    import argparse
+
+    import timm
+    from timm.models import load_checkpoint  # pyright: ignore[reportPrivateImportUsage]
+
+    options: Any = {"depths": (1, 2, 1, 1), "dims": (8, 16, 32, 64), "num_classes": 3}
+    models = {name: timm.create_model("convnext_tiny", **options) for name in ("state_dict", "state_dict_ema")}
+    states = {name: randomize(model, len(name)).state_dict() for name, model in models.items()}
+    torch.save({"arch": "a", "args": argparse.Namespace(lr=0.1), "epoch": 1, **states}, tmp_path / "last.pth.tar")
+    load_checkpoint(theirs := timm.create_model("convnext_tiny", **options), str(tmp_path / "last.pth.tar"))
+    loaded = load_weights(ours := tiny(), tmp_path / "last.pth.tar")
+    assert loaded.layout == "timm"
+    assert torch.equal(ours.state_dict()["head.weight"], theirs.state_dict()["head.fc.weight"])
+
+
+def test_another_number_of_classes_keeps_the_initial_classifier(source: nn.Module, tmp_path: Path) -> None:
     torch.save({"model": source.state_dict()}, tmp_path / "a.pth")
-    model = small(num_classes=10)
+    model = tiny(num_classes=10)
     head = model.state_dict()["head.weight"].clone()
     loaded = load_weights(model, tmp_path / "a.pth")
     assert same(model, source, "stages")
     assert torch.equal(model.state_dict()["head.weight"], head)
     assert loaded.left_out == ("head.weight", "head.bias")
     assert loaded.loaded == len(source.state_dict()) - 2
-    assert loaded.notes == (
-        "a.pth is for 7 classes, the network for 10: the network's classifier stays freshly initialised",
-    )
-
-
-def test_network_without_classifier(source: nn.Module, tmp_path: Path) -> None:
-    torch.save(source.state_dict(), tmp_path / "a.pth")
-    loaded = load_weights(model := small(num_classes=0), tmp_path / "a.pth")
+    assert "3 classes" in loaded.notes[0]
+    assert "10" in loaded.notes[0]
+    loaded = load_weights(model := tiny(num_classes=0), tmp_path / "a.pth")
     assert same(model, source)
-    assert loaded.left_out == ()
-    assert "the network none" in loaded.notes[0]
+    assert (loaded.left_out, len(loaded.notes)) == ((), 1)
 
 
 def test_masked_pretraining_has_neither_norm_nor_classifier(tmp_path: Path) -> None:
-    source = create_model("convnextv2_atto")
-    nn.init.normal_(source.stages[0][0].grn.gamma)  # pyright: ignore
+    source = tiny(seed=7, grn=True)
     state = {name: value for name, value in source.state_dict().items() if not name.startswith(("norm.", "head."))}
     state = {name: value.flatten(0, 2) if "grn" in name else value for name, value in state.items()}  # (1, 4C)
     torch.save({"model": state}, tmp_path / "a.pt")
-    loaded = load_weights(model := create_model("convnextv2_atto", num_classes=5), tmp_path / "a.pt")
+    loaded = load_weights(model := tiny(grn=True, num_classes=5), tmp_path / "a.pt")
     assert same(model, source, "stages")
     assert same(model, source, "downsample_layers")
     assert set(loaded.left_out) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
-    assert "no classifier and no final norm" in loaded.notes[0]
+    assert "final norm" in loaded.notes[0]
 
 
 def test_linear_layers_take_the_weights_of_1x1_convolutions(tmp_path: Path) -> None:
@@ -172,117 +128,82 @@ def test_references_by_their_librarys_own_names(name: str, head: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        (lambda state: state.pop("stages.2.1.norm.bias"), r"missing \(1\): stages.2.1.norm.bias\. Take"),
-        (lambda state: state.update(extra=torch.ones(1)), r"unexpected \(1\): extra\. Take"),
+        (lambda state: state.pop("stages.2.0.norm.bias"), r"missing \(1\): stages\.2\.0\.norm\.bias"),
+        (lambda state: state.update(extra=torch.ones(1)), r"unexpected \(1\): extra"),
         (
-            lambda state: state.update({"downsample_layers.0.0.weight": torch.ones(40, 3, 2, 2)}),
-            r"of another shape \(1\): downsample_layers.0.0.weight is 40x3x2x2 in the file and 40x3x4x4 in the network",
+            lambda state: state.update({"downsample_layers.0.0.weight": torch.ones(8, 3, 2, 2)}),
+            r"downsample_layers\.0\.0\.weight.*8x3x2x2.*8x3x4x4",
         ),
-        (lambda state: state.update({"head.weight": torch.ones(7, 9)}), "head.weight is 7x9 in the file and 7x320 in"),
-        (
-            lambda state: [state.pop(name) for name in list(state) if "norm" in name],
-            r"missing \(\d+\): .*, \.\.\.\. Take",
-        ),
+        (lambda state: state.update({"head.weight": torch.ones(3, 9)}), "head.weight.*3x9.*3x64"),
+        (lambda state: [state.pop(name) for name in list(state) if "norm" in name], r"missing \(\d+\): .*, \.\.\."),
+        (lambda state: state.update({"stages.0.0.dwconv.weight": torch.ones(8, 1, 5, 5)}), "kernel_size=5"),
     ],
-    ids=["missing", "unexpected", "shape", "head of another width", "many"],
+    ids=["missing", "unexpected", "shape", "head of another width", "many", "kernel size"],
 )
 def test_what_does_not_fit_is_named_and_changes_nothing(
-    source: nn.Module, change: Change, message: str, tmp_path: Path
+    source: nn.Module, change: Change, named: str, tmp_path: Path
 ) -> None:
     state = dict(source.state_dict())
     change(state)
     torch.save(state, tmp_path / "a.pth")
-    model = small()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(UsageError, match=message) as error:
+    model = tiny()
+    with pytest.raises(UsageError, match=named) as error:
         load_weights(model, tmp_path / "a.pth")
-    assert "a.pth does not fit this network" in str(error.value)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert str(tmp_path / "a.pth") in str(error.value)
+    assert same(model, tiny())
 
 
-def test_another_network(source: nn.Module, tmp_path: Path) -> None:
+def test_another_model_is_refused(source: nn.Module, tmp_path: Path) -> None:
     torch.save(source.state_dict(), tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"missing .*grn.*unexpected .*stages.0.0.gamma"):
-        load_weights(create_model("convnextv2_atto", num_classes=7), tmp_path / "a.pth")
-
-
-def test_meta_device(source: nn.Module, tmp_path: Path) -> None:
-    torch.save(source.state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UsageError, match=r"missing .*grn.*unexpected .*stages\.0\.0\.gamma"):
+        load_weights(tiny(grn=True), tmp_path / "a.pth")
     with torch.device("meta"):
         model = create_model("convnext_atto", num_classes=7)
     with pytest.raises(UsageError, match="meta device"):
         load_weights(model, tmp_path / "a.pth")
 
 
-def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no weights at .*none.pth: give a weights file"):
-        load_weights(small(), tmp_path / "none.pth")
-    with pytest.raises(UsageError, match=r"no folder with weights, none of best.safetensors, model.safeten.* in it"):
-        load_weights(small(), tmp_path)
-    (tmp_path / "recipe.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"has no best.safetensors yet: let it finish an epoch"):
-        load_weights(small(), tmp_path)
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6, 7])
+def test_input_channels_are_adapted_as_in_timm(channels: int) -> None:
+    from timm.models import adapt_input_conv as timms
+
+    weight = torch.randn(8, 3, 4, 4)
+    torch.testing.assert_close(adapt_input_conv(weight, channels), timms(channels, weight))
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-@pytest.mark.parametrize("size", [0, 5, 5000])
-def test_cut_off(source: nn.Module, name: str, size: int, tmp_path: Path) -> None:
-    path = tmp_path / name
-    save = safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save
-    save(source.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(RunError, match=f"{name} {'as weights, it is cut off' if size else 'is empty'}"):
-        load_weights(small(), path)
+@pytest.mark.parametrize(("given", "channels"), [(1, 3), (4, 3), (4, 1), (2, 5), (2, 6)])
+def test_input_channels_of_other_weights(given: int, channels: int) -> None:
+    weight = torch.randn(8, given, 4, 4)
+    adapted = adapt_input_conv(weight, channels)
+    assert adapted.shape == (8, channels, 4, 4)
+    if channels % given == 0 or channels == 1:  # an image of equal channels keeps its output, for more channels scaled
+        torch.testing.assert_close(adapted.sum(1), weight.sum(1))
 
 
-@pytest.mark.parametrize("content", [b"<!doctype html><html>", b"hello, no weights", b"\x89PNG\r\n\x1a\n\0\0\0"])
-def test_no_weights_file(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(RunError, match="no weights file"):
-        load_weights(small(), tmp_path / "a.pth")
+@pytest.mark.parametrize("variant", ["tiny", "convnext_isotropic_small"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_are_adapted_with_a_note(variant: str, channels: int, tmp_path: Path) -> None:
+    def build(**options: Any) -> nn.Module:
+        return tiny(**options) if variant == "tiny" else create_model(variant, num_classes=3, **options).eval()
+
+    source = randomize(build())
+    save_weights(source, tmp_path / "a.safetensors")
+    model = build(in_chans=channels)
+    loaded = load_weights(model, tmp_path / "a.safetensors")
+    assert loaded.adapted == ("stem.weight" if "isotropic" in variant else "downsample_layers.0.0.weight",)
+    assert len(loaded.notes) == 1
+    assert loaded.loaded == len(source.state_dict())
+    if channels == 1:
+        grey = torch.randn(2, 1, 64, 64)
+        expected = logits(source, grey.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(logits(model, grey), expected, rtol=1e-4, atol=1e-4)
 
 
-class Code:
-    """What an attacker's file does when it is read."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (self.command,)
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_code_is_refused(source: nn.Module, form: str, tmp_path: Path) -> None:
-    path, proof = tmp_path / "a.pth", tmp_path / "it ran"
-    document = {"model": source.state_dict(), "args": Code(f"touch '{proof}'")}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(document["args"]))
-    else:
-        torch.save(document, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(RunError, match=r"refused to read .*can run code"):
-        load_weights(small(), path)
-    assert not proof.exists()
-
-
-def test_whole_modules_are_refused(source: nn.Module, tmp_path: Path) -> None:
-    torch.save(source, tmp_path / "a.pth")
-    with pytest.raises(RunError, match=r"refused to read .*a file of tensors alone"):
-        load_weights(small(), tmp_path / "a.pth")
-
-
-@pytest.mark.parametrize("document", [{}, {"model": {}}, {"model": {"epoch": 3}}, [torch.ones(3)], torch.ones(3)])
-def test_no_tensors_by_name(document: Any, tmp_path: Path) -> None:
-    torch.save(document, tmp_path / "a.pth")
-    with pytest.raises(RunError, match=r"holds no weights: looked for tensors by name"):
-        load_weights(small(), tmp_path / "a.pth")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite(source: nn.Module, value: float, tmp_path: Path) -> None:
-    state = source.state_dict() | {"norm.bias": torch.full((320,), value)}
-    torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(RunError, match=r"not finite .*, in norm.bias"):
-        load_weights(small(), tmp_path / "a.pth")
+def test_other_channels_and_classes_out_of_another_layout(tmp_path: Path) -> None:
+    save_weights(tiny(), tmp_path / "a.pth", "timm")
+    loaded = load_weights(tiny(num_classes=5, in_chans=1), tmp_path / "a.pth")
+    assert (loaded.layout, loaded.adapted) == ("timm", ("downsample_layers.0.0.weight",))
+    assert loaded.left_out == ("head.weight", "head.bias")
+    assert len(loaded.notes) == 2

@@ -61,13 +61,13 @@ def test_from_the_server_to_the_outputs(published_here: Server, tmp_path: Path) 
 def test_other_classes_get_a_new_classifier_and_that_is_said(published_here: Server, tmp_path: Path) -> None:
     theirs = random_network()
     publish(published_here, ATTO, theirs.state_dict(), tmp_path)
-    with pytest.warns(WeightsWarning, match="for 1000 classes, the network for 10"):
+    with pytest.warns(WeightsWarning, match=r"1000 classes.*\b10\b"):
         model = create_model("convnextv2_atto", pretrained="in1k", num_classes=10)
     assert model.get_parameter("head.weight").shape == (10, 320)
     assert torch.equal(model.get_parameter("norm.weight"), theirs.get_parameter("norm.weight"))
-    with pytest.warns(WeightsWarning, match="the network none"):
+    with pytest.warns(WeightsWarning, match="classifier"):
         create_model("convnextv2_atto", pretrained="in1k", num_classes=0)
-    with pytest.raises(UsageError, match=r"kernel size 7, the network has 5: create it with kernel_size=7"):
+    with pytest.raises(UsageError, match="kernel_size=7"):
         create_model("convnextv2_atto", pretrained="in1k", kernel_size=5)
 
 
@@ -76,10 +76,10 @@ def test_masked_pre_training_has_neither_classifier_nor_final_norm(published_her
     theirs = random_network(num_classes=0)
     tensors = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("norm.")}
     publish(published_here, FCMAE, tensors, tmp_path)
-    with pytest.warns(WeightsWarning, match="has no final norm: the network's own stay freshly initialised"):
+    with pytest.warns(WeightsWarning, match="no final norm"):
         features = create_model("convnextv2_atto", pretrained="fcmae")
     assert features(torch.randn(1, 3, 32, 32)).shape == (1, 320)
-    with pytest.warns(WeightsWarning, match="has no classifier and no final norm"):
+    with pytest.warns(WeightsWarning, match="no classifier and no final norm"):
         classifier = create_model("convnextv2_atto", pretrained="fcmae", num_classes=7)
     assert classifier(torch.randn(1, 3, 32, 32)).shape == (1, 7)
 
@@ -91,7 +91,7 @@ def test_without_pretrained_nothing_is_asked_for(published_here: Server) -> None
 
 
 def test_the_meta_device_holds_no_weights(published_here: Server) -> None:
-    with torch.device("meta"), pytest.raises(UsageError, match="this network is on the meta device"):
+    with torch.device("meta"), pytest.raises(UsageError, match="meta device"):
         create_model("convnextv2_atto", pretrained="in1k")
     assert not published_here.asked
 

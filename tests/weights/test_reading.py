@@ -96,9 +96,7 @@ def test_the_same_tensors_arrive(
     ("wrappers", "taken"),
     [(("model_ema", "model"), "model"), (("state_dict", "state_dict_ema"), "state_dict_ema")],  # as timm
 )
-def test_one_of_several_wrappers_is_taken_with_a_note(
-    wrappers: tuple[str, ...], taken: str, tmp_path: Path
-) -> None:
+def test_one_of_several_wrappers_is_taken_with_a_note(wrappers: tuple[str, ...], taken: str, tmp_path: Path) -> None:
     models = {name: tiny(seed) for seed, name in enumerate(wrappers)}
     torch.save({name: model.state_dict() for name, model in models.items()}, tmp_path / "a.pth")
     loaded = load_weights(model := tiny(seed=5), tmp_path / "a.pth")

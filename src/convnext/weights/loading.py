@@ -1,33 +1,33 @@
-"""Weights from a file into a network that exists: everything that should fit does, or nothing changes."""
+"""Load weights from a file into an existing model: either the whole file fits, or nothing changes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
 from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
-from convnext.weights.adapt import adapt_channels, check_kernels
 from convnext.weights.layouts import OfficialWeights, to_official
-from convnext.weights.reading import read_weights, weights_file
+from convnext.weights.reading import MAX_LISTED, read_weights, weights_file
 
-NAMED = 3  # names of each kind that an error lists
+FIRST_LAYERS = ("downsample_layers.0.0.weight", "stem.weight")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came from a file.
+    """The result of :func:`load_weights`.
 
     Attributes:
         path: the file.
-        layout: what its names and shapes are: ``official``, ``timm``, ``torchvision``, ``transformers``, ..., with what
-            stood before the names; ``the library's own`` for a network of another library.
+        layout: the layout of its names and shapes, with their prefix: ``official``, ``timm``, ``torchvision``,
+            ``transformers``, ...; ``the library's own`` for a model of another library.
         loaded: the number of tensors that came from it.
-        adapted: names of the network's tensors whose values were made from the file's, for another number of channels.
-        left_out: names of the network's tensors that it had nothing for: they keep their initial values.
-        unused: names of the file's tensors that the network has no use for: of another network or task.
-        notes: what should be said aloud.
+        adapted: names of the model's tensors that were converted to another number of channels.
+        left_out: names of the model's tensors that the file has nothing for: they keep their initial values.
+        unused: names of the file's tensors that belong to another model or task.
+        notes: warnings for the user.
     """
 
     path: Path
@@ -40,35 +40,35 @@ class Loaded:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> Loaded:
-    """Load a file's weights into a network, in place.
+    """Load a file's weights into a model, in place.
 
-    A network of this package takes files of the official layouts and of timm, OpenCLIP (its image tower), torchvision
+    A model of this package takes files of the official layouts and of timm, OpenCLIP (its image tower), torchvision
     and transformers, which their names tell apart. ``timm/NAME`` and ``torchvision/NAME`` take their library's own
     names. The classifier keeps its initial values where the file has one for another number of classes, or none. For
-    another number of input channels, the first layer's weights are added up for one, repeated and rescaled for more.
+    another number of input channels, the first layer's weights are summed (1) or repeated and rescaled (more).
 
     Args:
-        model: the network, on any device but ``meta``.
-        path: a weights file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), a run's folder for its best weights, or a
-            folder as the hub's libraries save it.
+        model: on any device but ``meta``.
+        path: a weights file (``.safetensors``, ``.pth``, ``.pt``, ``.bin``), a run folder for its best weights, or a
+            folder of timm or transformers.
 
     Raises:
-        UsageError: there is no such file, or it does not fit the network; the message names what is missing,
+        UsageError: there is no such file, or it does not fit the model; the message names tensors that are missing,
             unexpected or of another shape.
-        RunError: the file is damaged, holds code, or values that are not finite.
+        RunError: the file is damaged, or it holds Python objects or values that are not finite.
     """
     path = weights_file(Path(path))
     read, notes = read_weights(path)
     own = model.state_dict()
     if any(tensor.is_meta for tensor in own.values()):
-        raise UsageError("the network is on the meta device, which holds no values: create it on another one")
+        raise UsageError("the model is on the meta device, which holds no values: create it on another device")
     official = to_official(read) if isinstance(model, StagedNetwork | IsotropicConvNeXt) else None
     found = official or OfficialWeights("the library's own", read, ())
     weights = {name: reshaped(tensor, own.get(name)) for name, tensor in found.weights.items()}
     weights, adapted, channel_notes = adapt_channels(weights, own, path)
     check_kernels(weights, own, path)
     head = classifier_names(model, {*own, *weights})
-    left_out, head_notes = unusable(weights, own, head, path)
+    left_out, head_notes = optional_names(weights, own, head, path)
     weights = {name: tensor for name, tensor in weights.items() if name not in left_out}
     check_fit(weights, {name: tensor for name, tensor in own.items() if name not in left_out}, path)
     model.load_state_dict(weights, strict=False)
@@ -84,27 +84,71 @@ def load_weights(model: nn.Module, path: str | Path) -> Loaded:
 
 
 def unused_notes(found: OfficialWeights, path: Path) -> tuple[str, ...]:
-    """What to say of the file's tensors that are left aside."""
+    """Return a note on the tensors of a file that are not used."""
     if not found.unused:
         return ()
-    return (f"{path.name} holds {len(found.unused)} tensors of another part or task, not used: {first(found.unused)}",)
+    return (f"{path.name} holds {len(found.unused)} tensors of another model or task, not used: {first(found.unused)}",)
 
 
 def reshaped(tensor: Tensor, own: Tensor | None) -> Tensor:
-    """A tensor in the network's shape, where the two differ in dimensions of 1 alone.
+    """Reshape a tensor as the model's, if the shapes differ in dimensions of 1 alone.
 
-    Such are a 1x1 convolution and a linear layer, and GRN in its dense and its sparse form.
+    So do a 1x1 convolution and a linear layer, and GRN in its dense and its sparse implementation.
     """
     if own is None or [size for size in tensor.shape if size != 1] != [size for size in own.shape if size != 1]:
         return tensor
     return tensor.reshape(own.shape)
 
 
-def classifier_names(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Those of some tensors' ``names`` that belong to the classifier.
+def adapt_channels(
+    weights: dict[str, Tensor], own: dict[str, Tensor], path: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """Convert the first layer to the model's number of input channels.
 
-    It is ``head`` in this package's networks, what ``get_classifier`` gives in timm's, and else the last layer.
+    Returns:
+        The weights, the names of those that were converted, and notes.
     """
+    for name in FIRST_LAYERS:
+        if name in weights and name in own and weights[name].ndim == own[name].ndim == 4:
+            there, here = weights[name].shape[1], own[name].shape[1]
+            if there != here and there > 0:
+                how = "summed" if here == 1 else "repeated and rescaled"
+                note = f"{path.name} is for images of {there} channels, the model for {here}: {name} is {how}"
+                return weights | {name: adapt_input_conv(weights[name], here)}, (name,), (note,)
+    return weights, (), ()
+
+
+def adapt_input_conv(weight: Tensor, channels: int) -> Tensor:
+    """Convert a convolution's weight (O, I, K, K) to (O, channels, K, K), as timm does for published weights.
+
+    For one channel, the sum over channels: a grey image gives the output of the image with three equal channels. For
+    more, the channels repeated, rescaled to the same magnitude of the output.
+    """
+    given = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeats = -(-channels // given)
+    return torch.cat([weight] * repeats, 1)[:, :channels] * (given / channels)
+
+
+def check_kernels(weights: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
+    """Refuse depthwise convolutions of another kernel size.
+
+    Raises:
+        UsageError: the message names both sizes.
+    """
+    for name, tensor in own.items():
+        if name.endswith("dwconv.weight") and name in weights and weights[name].ndim == tensor.ndim:
+            there, here = weights[name].shape[-1], tensor.shape[-1]
+            if there != here and weights[name].shape[:2] == tensor.shape[:2]:
+                raise UsageError(
+                    f"{path} is for kernel size {there}, the model has {here}: create it with kernel_size={there}, "
+                    "or pass another file"
+                )
+
+
+def classifier_names(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """Select the names of the classifier: ``get_classifier``'s, else ``head``'s, else those of the last layer."""
     modules = dict(model.named_modules())
     if hasattr(model, "get_classifier"):
         found = model.get_classifier()  # pyright: ignore[reportCallIssue]
@@ -117,32 +161,36 @@ def classifier_names(model: nn.Module, names: Iterable[str]) -> set[str]:
     return {name for name in names if name.startswith(prefixes)}
 
 
-def unusable(
+def optional_names(
     weights: dict[str, Tensor], own: dict[str, Tensor], head: set[str], path: Path
 ) -> tuple[set[str], tuple[str, ...]]:
-    """Names, of the file's and of the network's tensors, that need no counterpart; and what to say of them."""
+    """Names, of the file's and of the model's tensors, that need no counterpart; and notes on them."""
     left_out = {name for name in own if name.endswith("num_batches_tracked")} - weights.keys()  # only counts steps
     there, here = head & weights.keys(), head & own.keys()
     if there and not here:
-        return left_out | head, (f"{path.name} has a classifier and the network none: the file's is not used",)
-    # Masked pre-training (FCMAE) has no norm behind the pooling either.
+        return left_out | head, (f"{path.name} has a classifier and the model none: the file's is not used",)
+    # Masked pre-training (FCMAE) has no final norm either.
     final_norm = {name for name in own if name.startswith("norm.")}
     untrained = set() if there or final_norm & weights.keys() else final_norm
     if (here and not there) or untrained:
         parts = " and no ".join(["classifier"] * bool(here) + ["final norm"] * bool(untrained))
-        return left_out | head | untrained, (f"{path.name} has no {parts}: the network's own stay freshly initialised",)
+        return left_out | head | untrained, (f"{path.name} has no {parts}: the model's keep their initial values",)
     other = [name for name in here & there if weights[name].shape != own[name].shape]
     if other and all(weights[name].ndim and weights[name].shape[1:] == own[name].shape[1:] for name in other):
         classes, wanted = (tensors[other[0]].shape[0] for tensors in (weights, own))
-        fresh = "the network's classifier stays freshly initialised"
-        return left_out | head, (f"{path.name} is for {classes} classes, the network for {wanted}: {fresh}",)
+        fresh = "the model's classifier keeps its initial values"
+        return left_out | head, (f"{path.name} is for {classes} classes, the model for {wanted}: {fresh}",)
     return left_out, ()
 
 
 def check_fit(weights: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
-    """Refuse weights of which a name or a shape is not the network's."""
+    """Refuse weights with a name or a shape that is not the model's.
+
+    Raises:
+        UsageError: the message names them.
+    """
     other_shapes = [
-        f"{name} is {shape(weights[name])} in the file and {shape(tensor)} in the network"
+        f"{name} is {shape(weights[name])} in the file and {shape(tensor)} in the model"
         for name, tensor in own.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
@@ -154,16 +202,16 @@ def check_fit(weights: dict[str, Tensor], own: dict[str, Tensor], path: Path) ->
     problems = [f"{kind} ({len(names)}): {first(names)}" for kind, names in found.items() if names]
     if problems:
         raise UsageError(
-            f"{path} does not fit this network. {'; '.join(problems)}. Take the network that the file was made with "
-            "(name, stem_stride, kernel_size, layer_scale_init_value, in_chans), or another file"
+            f"{path} does not fit this model. {'; '.join(problems)}. Create the model that the file was made with "
+            "(name, stem_stride, kernel_size, layer_scale_init_value, in_chans), or pass another file"
         )
 
 
 def first(names: Sequence[str]) -> str:
-    """The first few names."""
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    """List the first few names."""
+    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
 
 
 def shape(tensor: Tensor) -> str:
-    """A shape as 96x3x4x4."""
-    return "x".join(map(str, tensor.shape)) or "a single number"
+    """Format a shape as 96x3x4x4."""
+    return "x".join(map(str, tensor.shape)) or "a scalar"

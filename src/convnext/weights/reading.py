@@ -6,6 +6,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,9 @@ def refused(path: Path, error: Exception, is_zip: bool) -> RunError:
     """The error for a pickle that torch's ``weights_only`` reader refuses."""
     names = re.findall(r"GLOBAL (\S+)", str(error))[:1]
     if is_zip:
-        try:
-            with torch.serialization.safe_globals(IGNORED):
-                names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or names
-        except Exception:  # noqa: S110  a pickle that cannot be listed: torch's message has the first name
-            pass
+        # A pickle that cannot be listed: torch's message has the first name.
+        with suppress(Exception), torch.serialization.safe_globals(IGNORED):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or names
     if not names:
         return RunError(
             f"cannot read {path} as weights: it is damaged, or a pickle that torch's weights_only reader does not take "
