@@ -6,7 +6,7 @@ is the network's, on held-out digits, as its export found them; images a second 
 the network itself in turns; size; and the seconds from the start of ``convnext predict FILE photograph.jpg`` to its
 answer. Writes ``results/export-<processor>.csv``.
 
-Usage: ``python benchmarks/export.py [--folder FOLDER] [--rounds 5] [--skip aoti-bf16 ...]``; FOLDER keeps what was
+Usage: ``python benchmarks/export.py [--folder FOLDER] [--rounds 5] [--skip torch-bf16 ...]``; FOLDER keeps what was
 trained and exported, and a later call goes on from there. Where the processor has no bf16, torch emulates it, which
 takes minutes for each file of ConvNeXt-T.
 """

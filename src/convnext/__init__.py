@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from convnext.errors import ConvNeXtError, KernelsWarning, LicenceWarning, RunError, UsageError, WeightsWarning
     from convnext.evaluation.evaluating import Evaluation, evaluate
     from convnext.explanation.explanations import Explanation, explain
-    from convnext.exporting.export_job import Exported, export
+    from convnext.exporting.export_job import ExportResult, export
     from convnext.inference.classifier import Classifier, Prediction, load
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
@@ -33,7 +33,7 @@ __all__ = [
     "Design",
     "Evaluation",
     "Explanation",
-    "Exported",
+    "ExportResult",
     "KernelsWarning",
     "LicenceWarning",
     "Loaded",
@@ -67,7 +67,7 @@ __all__ = [
 _HOMES = {
     "convnext.inference.classifier": ("Classifier", "Prediction", "load"),
     "convnext.evaluation.evaluating": ("Evaluation", "evaluate"),
-    "convnext.exporting.export_job": ("Exported", "export"),
+    "convnext.exporting.export_job": ("ExportResult", "export"),
     "convnext.explanation.explanations": ("Explanation", "explain"),
     "convnext.errors": (
         "ConvNeXtError",

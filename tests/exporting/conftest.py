@@ -41,13 +41,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def onnx(run: Path) -> convnext.Exported:
+def onnx(run: Path) -> convnext.ExportResult:
     """The run as ONNX."""
     return convnext.export(run, "onnx")
 
 
 @pytest.fixture(scope="session")
-def program(run: Path) -> convnext.Exported:
+def program(run: Path) -> convnext.ExportResult:
     """The run as a program of torch."""
     return convnext.export(run, "torch")
 

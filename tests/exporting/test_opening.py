@@ -20,7 +20,7 @@ from convnext.cli import main
 from convnext.data import load_data
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError, WeightsWarning
-from convnext.exporting.graph import PicturesGraph, batches_of
+from convnext.exporting.graph import Uint8Graph, calibration_batches
 from convnext.inference.card import Card, read_card
 from convnext.inference.exported import is_exported
 from convnext.inference.model_opening import open_trained
@@ -72,36 +72,36 @@ def test_grey_is_pillows_to_the_bit() -> None:
             return x.flatten(1)
 
     pictures = torch.randint(256, (4, 16, 16, 3), dtype=torch.uint8)
-    graph = PicturesGraph(Flat(), preprocessing)
+    graph = Uint8Graph(Flat(), preprocessing)
     grey = torch.stack([preprocessing(Image.fromarray(picture.numpy())) for picture in pictures])
     torch.testing.assert_close(graph(pictures), grey.flatten(1).softmax(1), rtol=1e-6, atol=0)
     card = Card("onnx", "fp32", "small", ("a", "b"), preprocessing, with_preprocessing=True)
-    again = PicturesGraph(Flat(), preprocessing)(input_of(grey, card))  # made pictures, and grey again
+    again = Uint8Graph(Flat(), preprocessing)(input_of(grey, card))  # made pictures, and grey again
     torch.testing.assert_close(again, grey.flatten(1).softmax(1), rtol=1e-6, atol=0)
 
 
-def test_calibration_fills_batches_of_a_fixed_number() -> None:
+def test_calibration_fills_calibration_batches_a_fixed_number() -> None:
     images = torch.randn(5, 3, 8, 8)
     free, fixed = (Card("onnx", "int8", "small", ("a",), Preprocessing.whole(8), batch=batch) for batch in (None, 4))
-    assert [len(batch) for batch in batches_of(images, free)] == [5]
-    found = batches_of(images, fixed)
+    assert [len(batch) for batch in calibration_batches(images, free)] == [5]
+    found = calibration_batches(images, fixed)
     assert [len(batch) for batch in found] == [4, 4]
     torch.testing.assert_close(torch.cat(found), torch.cat([images, images[:3]]), rtol=0, atol=0)
     many = replace(fixed, batch=12)
-    assert [len(batch) for batch in batches_of(images, many)] == [12]
+    assert [len(batch) for batch in calibration_batches(images, many)] == [12]
 
 
-def test_an_exported_file_only_infers_and_says_so(onnx: convnext.Exported) -> None:
+def test_an_exported_file_only_infers_and_says_so(onnx: convnext.ExportResult) -> None:
     opened = open_trained(onnx.path)
     assert not opened.has_gradients
     assert opened.runtime == "onnxruntime"
-    with pytest.raises(UsageError, match="it only infers"):
+    with pytest.raises(UsageError, match=r"model\.onnx"):
         opened.model.train()
     with pytest.raises(UsageError, match="--device cuda"):
         convnext.load(onnx.path, device="cuda")
-    with pytest.raises(UsageError, match="leave out --precision bf16"):
+    with pytest.raises(UsageError, match="--precision bf16"):
         convnext.evaluate(onnx.path, "digits", precision="bf16")
-    with pytest.raises(UsageError, match="comes without data: name some"):
+    with pytest.raises(UsageError, match="data"):
         convnext.evaluate(onnx.path)
 
 
@@ -125,12 +125,12 @@ def test_features_and_weights_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     convnext.save_weights(model, tmp_path / "features.safetensors")
     words = ["export", str(tmp_path / "features.safetensors"), "--format", "torch", "--size", "64"]
     assert main([*words, "--with-preprocessing"]) == 2
-    assert "gives probabilities, and" in capsys.readouterr().err
+    assert "--with-preprocessing" in capsys.readouterr().err
     assert main([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["path"], said["agreement"]) == (str(tmp_path / "features.pt2"), None)
     assert said["checked_on"] == "crops of two photographs"
-    with pytest.warns(WeightsWarning, match="does not say how images are prepared"):
+    with pytest.warns(WeightsWarning, match="images"):
         classifier = convnext.load(tmp_path / "features.pt2")
     x = torch.randn(3, 3, 64, 64)
     torch.testing.assert_close(classifier.model(x), model(x).detach(), rtol=1e-3, atol=1e-4)
@@ -138,7 +138,7 @@ def test_features_and_weights_files(tmp_path: Path, capsys: pytest.CaptureFixtur
         classifier.predict([Image.new("RGB", (64, 64))])
 
 
-def test_the_benchmark_measures_it_as_it_is(onnx: convnext.Exported, run: Path) -> None:
+def test_the_benchmark_measures_it_as_it_is(onnx: convnext.ExportResult, run: Path) -> None:
     network, same = measured_network(str(onnx.path)), measured_network(str(run))
     plan = make_plan([network, same], compiled=False)
     settings = [(case.name, case.setting) for case in plan.groups[0] if case.library == "convnext"]
@@ -148,9 +148,9 @@ def test_the_benchmark_measures_it_as_it_is(onnx: convnext.Exported, run: Path) 
     again = torch.load(saved(plan.models[str(onnx.path)], onnx.path.parent), weights_only=False)  # as its process does
     x = prepared(run, 2)
     torch.testing.assert_close(again(x), convnext.load(onnx.path).model(x), rtol=0, atol=0)
-    with pytest.raises(UsageError, match="which only infers: leave out --mode training"):
+    with pytest.raises(UsageError, match="--mode training"):
         make_plan([network], modes=["training"])
-    with pytest.raises(UsageError, match="takes images of 32 px alone"):
+    with pytest.raises(UsageError, match="32 px"):
         make_plan([network], image_size=64)
 
 
@@ -215,25 +215,20 @@ def test_weights_outside_the_files_folder_are_not_read(tmp_path: Path) -> None:
         convnext.load(path)
 
 
-@pytest.mark.parametrize("name", ["a.onnx", "a.pt2", "a.xml"])
-@pytest.mark.parametrize("content", [b"", b"no such thing" * 100])
-def test_damaged_files(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(RunError, match=rf"cannot open .*{name}"):
-        convnext.load(tmp_path / name, trust=True)
-
-
-@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
-def test_truncated_files(name: str, onnx: convnext.Exported, program: convnext.Exported, tmp_path: Path) -> None:
-    whole = (onnx if name.endswith("onnx") else program).path.read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
-    with pytest.raises(RunError, match="cannot open"):
-        convnext.load(tmp_path / name, trust=True)
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
+def test_damaged_files(
+    suffix: str, onnx: convnext.ExportResult, program: convnext.ExportResult, tmp_path: Path
+) -> None:
+    path, whole = tmp_path / f"a{suffix}", (program if suffix == ".pt2" else onnx).path.read_bytes()
+    for content in (b"", b"no such thing" * 100, whole[: len(whole) * 2 // 3]):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=rf"cannot open .*a\{suffix}"):
+            convnext.load(path, trust=True)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert is_exported("somewhere.ONNX")
-    with pytest.raises(UsageError, match=r"no exported file .*nowhere\.onnx: check the path"):
+    with pytest.raises(UsageError, match=r"nowhere\.onnx"):
         convnext.load(tmp_path / "nowhere.onnx")
 
 
@@ -248,7 +243,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         (lambda words: words.update(classes="x" * 10_000_001), "classes has 10,000,001"),
     ],
 )
-def test_metadata_that_is_not_ours(change: Callable[[dict[str, str]], Any], said: str) -> None:
+def test_damaged_metadata_is_refused(change: Callable[[dict[str, str]], Any], said: str) -> None:
     words = CARD.to_metadata()
     assert read_card(words) == CARD
     change(words)
@@ -256,20 +251,17 @@ def test_metadata_that_is_not_ours(change: Callable[[dict[str, str]], Any], said
         read_card(words)
 
 
-def test_what_a_stranger_wrote_cannot_command_a_terminal() -> None:
+def test_metadata_of_others() -> None:
+    assert read_card({"classes": "[]", "names": "{}"}) is None
     words = CARD.to_metadata() | {"model": "a\x1b[2Jb", "classes": json.dumps(["cat\x07", "dog"])}
     card = read_card(words | {"notes": json.dumps(["\x1b]0;title\x07"])})
     assert card is not None
-    assert all(text.isprintable() for text in (card.model, *card.classes, *card.notes))
+    assert all(text.isprintable() for text in (card.model, *card.classes, *card.notes))  # nothing that terminals obey
     assert card.classes[1] == "dog"
 
 
-def test_metadata_of_others_is_none() -> None:
-    assert read_card({"classes": "[]", "names": "{}"}) is None
-
-
 def test_a_pt2_file_of_another_user_is_not_opened_unless_trusted(
-    program: convnext.Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: convnext.ExportResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = tmp_path / "moved.pt2"
     moved.write_bytes(program.path.read_bytes())
@@ -286,8 +278,17 @@ def test_a_pt2_file_of_another_user_is_not_opened_unless_trusted(
     assert len(opened) == 1
 
 
+def test_a_pt2_file_that_was_changed_is_not_opened(program: convnext.ExportResult, tmp_path: Path) -> None:
+    changed = tmp_path / "model.pt2"
+    changed.write_bytes(program.path.read_bytes())
+    with zipfile.ZipFile(changed, "a") as archive:
+        archive.writestr("model/more", "x")
+    with pytest.raises(UsageError, match="--trust"):
+        open_trained(changed)
+
+
 def test_explaining_by_a_file_draws_what_takes_no_gradients_and_asks_for_trust(
-    program: convnext.Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    program: convnext.ExportResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another user"))
     picture, _ = load_data("digits").val.read(0)
@@ -299,15 +300,6 @@ def test_explaining_by_a_file_draws_what_takes_no_gradients_and_asks_for_trust(
     assert explained.occlusion is not None
     assert explained.occlusion.shape == (32, 32)
     assert explained.occlusion.abs().max() > 0
-
-
-def test_a_pt2_file_that_was_changed_is_not_opened(program: convnext.Exported, tmp_path: Path) -> None:
-    changed = tmp_path / "model.pt2"
-    changed.write_bytes(program.path.read_bytes())
-    with zipfile.ZipFile(changed, "a") as archive:
-        archive.writestr("model/more", "x")
-    with pytest.raises(UsageError, match="--trust"):
-        open_trained(changed)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """`convnext export`."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from convnext.cli.options import note, print_json
+
+if TYPE_CHECKING:
+    from convnext.exporting.export_job import ExportResult
 
 
 def export(
@@ -20,28 +24,27 @@ def export(
     images: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Write a trained network as a file for another runtime, with its labels and preprocessing inside.
+    """Write a trained model as a file for another runtime, with its classes and preprocessing inside.
 
-    The file is opened in that runtime and compared with the network on real images before it takes its name. Predict,
-    evaluate and benchmark take it like a run's folder.
+    The file is opened in that runtime and compared with the model on real images before it takes its name. Predict,
+    evaluate and benchmark accept it like a run folder.
 
     Args:
-        run: a run's folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
+        run: a run folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
             weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         format: onnx (.onnx); torch, a program of torch.export (.pt2); or openvino (.xml and .bin).
-        out: the file; None for the run's folder, or beside the weights file.
+        out: the file; by default in the run folder, or beside the weights file.
         precision: fp32; bf16; or int8, calibrated with the run's training images or with --images.
-        batch: images at a time, or dynamic for any number.
-        size: pixels a side, or dynamic for any height and width; None for the network's own.
-        with_preprocessing: take pictures (N, H, W, 3), uint8 in RGB, resized and cut already; give probabilities.
-        images: a folder of images to check on, and to calibrate int8 with, in place of the run's.
-        json: print what was done as JSON on stdout.
+        batch: images per call, or dynamic for any number.
+        size: height and width in pixels, by default the model's, or dynamic for any.
+        with_preprocessing: take images (N, H, W, 3) in uint8, RGB, resized and cropped; give probabilities.
+        images: a folder of images for the check and for int8 calibration, instead of the run's.
+        json: print the result as JSON on stdout.
     """
     from convnext.console import console_on, say_warnings
     from convnext.exporting.export_job import export
-    from convnext.exporting.export_summary import summary
 
-    exported = export(
+    result = export(
         run,
         format,
         out=out,
@@ -51,9 +54,26 @@ def export(
         with_preprocessing=with_preprocessing,
         images=images,
     )
-    say_warnings(exported.notes, console_on(sys.stderr))
+    say_warnings(result.notes, console_on(sys.stderr))
     if json:
-        print_json(exported.to_dict())
+        print_json(result.to_dict())
         return
-    for line in summary(exported):
+    for line in summarize(result):
         note(line)
+
+
+def summarize(result: "ExportResult") -> Iterator[str]:
+    """Yield lines about an export: what was written, and how it compares with the model."""
+    from convnext.quantities import duration, per_second
+
+    card, checked = result.card, result.checked
+    figures = f"largest difference {checked.difference:.2g} of the largest output"
+    if checked.agreement is not None:
+        figures += f", first class the same on {100 * checked.agreement:.1f} %"
+    size = f"{result.bytes / 1e6:.1f} MB, {duration(result.seconds)}"
+    yield f"{card.model} as {card.format}, {card.precision}: {', '.join(map(str, result.files))} ({size})"
+    yield f"Input: {card.input}"
+    yield f"Output: {card.output}"
+    yield f"On {checked.images} {result.on}: {figures}"
+    rates = per_second(checked.images_per_second), per_second(checked.original_images_per_second)
+    yield f"{rates[0]} images/s, the model itself {rates[1]} (speedup {checked.times_as_fast:.2f}x)"

@@ -1,4 +1,4 @@
-"""Whether a file computes what the network computes: on real images, in the file's runtime; and how fast."""
+"""Comparison of an exported file, in its runtime, with its model: outputs on real images, and speed."""
 
 from dataclasses import dataclass
 
@@ -11,23 +11,22 @@ from convnext.acceleration.int8 import agreement
 from convnext.errors import RunError
 from convnext.inference.runtime import RuntimeModel
 
-LEAST_AGREEMENT = 0.95  # of int8's first class with the network's
-BATCH = 8  # images at a time, where the file takes any number
-ROUNDS, SECONDS = 7, 6.0  # of the measurement of speed, at most
+MIN_AGREEMENT = 0.95  # of int8's first class with the model's
+BATCH = 8  # where the file takes any batch
+ROUNDS, SECONDS = 7, 6.0  # limits of the speed measurement
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a comparison found.
+class CheckResult:
+    """Result of the comparison.
 
     Attributes:
-        images: how many were compared.
-        difference: the largest between two outputs, as a part of the largest output; of probabilities, where the file
-            gives these.
-        agreement: the part of the images whose first class is the network's, 0 to 1; None for features.
+        images: number of images compared.
+        difference: largest difference of two outputs over the largest output; of probabilities if the file gives these.
+        agreement: share of the images with the same first class, 0 to 1; None for features.
         images_per_second: of the file.
-        original_images_per_second: of the network, measured in turns with it.
-        times_as_fast: the ratio, the median of the rounds'.
+        original_images_per_second: of the model, in interleaved runs.
+        times_as_fast: the file's speedup over the model, the median of the rounds.
     """
 
     images: int
@@ -38,20 +37,15 @@ class Checked:
     times_as_fast: float
 
 
-def check(model: nn.Module, exported: RuntimeModel, images: Tensor) -> Checked:
-    """Compare a file with the network that it was made of.
-
-    Args:
-        model: the network.
-        exported: the file, opened.
-        images: real ones (N, C, H, W), prepared.
+def check(model: nn.Module, exported: RuntimeModel, images: Tensor) -> CheckResult:
+    """Compare an opened file with the model that it was exported from, on prepared images (N, C, H, W).
 
     Raises:
-        RunError: the file differs by more than its precision explains; with the figures.
+        RunError: they differ by more than the precision explains; with the figures.
     """
     card = exported.card
     with torch.inference_mode():
-        pairs = [(by_batches(model, images), by_batches(exported, images))]
+        pairs = [(in_batches(model, images), in_batches(exported, images))]
         if not card.batch:
             pairs.append((model(images[:1]), exported(images[:1])))
         if not card.size:
@@ -59,40 +53,35 @@ def check(model: nn.Module, exported: RuntimeModel, images: Tensor) -> Checked:
             other = images[:2].repeat(1, 1, 2, 2)[:, :, : height * 3 // 2, : width * 5 // 4]
             pairs.append((model(other), exported(other)))
         if card.with_preprocessing:
-            pairs = [(expected.softmax(1), found.softmax(1)) for expected, found in pairs]
+            pairs = [(expected.softmax(1), actual.softmax(1)) for expected, actual in pairs]
         largest = max(expected.abs().max().item() for expected, _ in pairs)
-        difference = max((expected - found).abs().max().item() for expected, found in pairs) / max(largest, 1e-30)
-        agrees = agreement(*pairs[0]) if card.classes else None
-    judge(exported, difference, agrees, len(images))
-    some = images[: card.batch or BATCH]
-    calls = {"exported": lambda: exported(some), "original": lambda: model(some)}
-    with torch.inference_mode():
+        difference = max((expected - actual).abs().max().item() for expected, actual in pairs) / max(largest, 1e-30)
+        same = agreement(*pairs[0]) if card.classes else None
+        require_equal(exported, difference, same, len(images))
+        batch = images[: card.batch or BATCH]
+        calls = {"exported": lambda: exported(batch), "original": lambda: model(batch)}
         times = alternate(calls, ROUNDS, warm_up=1, seconds=SECONDS)
-    ours, theirs = (len(some) / quartiles(times[name])[1] for name in calls)
-    return Checked(len(images), difference, agrees, ours, theirs, times_as_fast(times["exported"], times["original"]))
+    rates = (len(batch) / quartiles(times[name])[1] for name in calls)
+    return CheckResult(len(images), difference, same, *rates, times_as_fast(times["exported"], times["original"]))
 
 
-def judge(exported: RuntimeModel, difference: float, agrees: float | None, images: int) -> None:
-    """Refuse a file that is not the network.
-
-    Raises:
-        RunError: it differs too much.
-    """
+def require_equal(exported: RuntimeModel, difference: float, same: float | None, images: int) -> None:
+    """Raise RunError if a file differs from its model by more than its precision explains."""
     card = exported.card
     figures = f"largest difference {difference:.2g} of the largest output"
-    if agrees is not None:
-        figures += f", first class the same on {100 * agrees:.1f} % of {images} images"
+    if same is not None:
+        figures += f", first class the same on {100 * same:.1f} % of {images} images"
     if card.precision == "int8":
-        good, needs = agrees is not None and agrees >= LEAST_AGREEMENT, f"{100 * LEAST_AGREEMENT:.0f} % needed"
+        is_equal, needed = same is not None and same >= MIN_AGREEMENT, f"{100 * MIN_AGREEMENT:.0f} % needed"
     else:
-        good, needs = difference <= TOLERANCE[card.precision], f"{TOLERANCE[card.precision]:g} allowed"
-    if not good:  # NaN as well
+        is_equal, needed = difference <= TOLERANCE[card.precision], f"{TOLERANCE[card.precision]:g} allowed"
+    if not is_equal:  # NaN too
         raise RunError(
-            f"the exported file does not compute what the network computes in {exported.runtime} ({figures}; {needs}): "
-            "it was removed. Take another precision or format"
+            f"the exported file does not compute what the model computes in {exported.runtime} ({figures}; {needed}): "
+            "it was removed. Pass another --precision or --format"
         )
 
 
-def by_batches(network: nn.Module, images: Tensor) -> Tensor:
-    """Outputs of many images."""
-    return torch.cat([network(some) for some in images.split(BATCH)])
+def in_batches(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the outputs of many images."""
+    return torch.cat([model(batch) for batch in images.split(BATCH)])

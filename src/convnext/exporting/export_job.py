@@ -1,18 +1,16 @@
-"""`export`: a trained network in, a file for another runtime out, checked there before it is called done."""
+"""`export`: a trained model written as a file for another runtime, and checked there before it is kept."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from convnext.environment import installed_version
 from convnext.errors import ConvNeXtError, RunError, UsageError, reason
-from convnext.exporting.calibration import images_to_calibrate, images_to_check, resized
-from convnext.exporting.check import Checked, check
-from convnext.exporting.formats import Format, format_named
-from convnext.exporting.job_types import Order
-from convnext.exporting.places import put, workshop
-from convnext.exporting.request import batch_of, place_for, size_of
+from convnext.exporting.calibration import images_to_calibrate, images_to_check
+from convnext.exporting.check import CheckResult, check
+from convnext.exporting.formats import ExportRequest, Format, WrittenFiles, find_format
+from convnext.exporting.staging import move_all, staging_folder
 from convnext.files import read_json
 from convnext.inference.card import Card
 from convnext.inference.exported import open_exported
@@ -23,36 +21,37 @@ from convnext.inference.trust import remember
 from convnext.models import is_reference
 from convnext.models.cost import cost
 
+DYNAMIC = "dynamic"
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf")  # whose versions a file records
-SMALLEST = 32  # pixels a side of the images of networks that do not say it
+MIN_SIZE = 32  # pixels a side, for models that do not name theirs
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What came of an export.
+class ExportResult:
+    """Result of an export.
 
     Attributes:
         path: the file that a user names.
-        files: all that belong to it.
-        card: what it says of itself.
-        checked: how it compares with the network.
-        on: which images it was compared on, in words.
+        files: all files of the export.
+        card: metadata of the file.
+        checked: comparison with the model.
+        on: description of the images of the comparison.
         bytes: of all files.
-        seconds: that it took.
-        notes: what should be said to who uses it.
+        seconds: that the export took.
+        notes: remarks for the user.
     """
 
     path: Path
     files: tuple[Path, ...]
     card: Card
-    checked: Checked
+    checked: CheckResult
     on: str
     bytes: int
     seconds: float
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The export as plain data: the document of ``convnext export --json``."""
+        """Return the document of ``convnext export --json``."""
         card = self.card
         return {
             "path": str(self.path),
@@ -61,8 +60,8 @@ class Exported:
             "precision": card.precision,
             "model": card.model,
             "classes": len(card.classes),
-            "batch": card.batch or "dynamic",
-            "size": card.size or "dynamic",
+            "batch": card.batch or DYNAMIC,
+            "size": card.size or DYNAMIC,
             "with_preprocessing": card.with_preprocessing,
             "input": card.input,
             "output": card.output,
@@ -80,93 +79,105 @@ def export(
     *,
     out: str | Path | None = None,
     precision: str = "fp32",
-    batch: int | str = "dynamic",
+    batch: int | str = DYNAMIC,
     size: int | str | None = None,
     with_preprocessing: bool = False,
     images: str | Path | None = None,
-) -> Exported:
-    """Write a trained network as a file for another runtime.
+) -> ExportResult:
+    """Write a trained model as a file for another runtime.
 
-    The file is opened in that runtime and compared with the network on real images before it takes its name: a file
-    that is there is one that computes the same. One that was there before stays until then.
+    The file is opened in that runtime and compared with the model on real images before it takes its name. An older
+    file of that name stays until then.
 
     Args:
-        run: what :func:`convnext.load` opens, but for exported files.
+        run: what :func:`convnext.load` opens, except exported files.
         format: onnx; torch, a program of torch.export; or openvino.
-        out: the file; beside the run's or file's weights by default.
+        out: the file; by default beside the run's or the weights file.
         precision: fp32; bf16; or int8, calibrated with the run's training images or those of ``images``.
-        batch: images at a time, or dynamic for any number.
-        size: pixels a side, the network's own by default, or dynamic for any height and width.
-        with_preprocessing: take pictures (N, H, W, 3), uint8 in RGB, resized and cut already, and give probabilities.
-        images: a folder of images to check on, and to calibrate int8 with, in place of the run's.
+        batch: images per call, or dynamic for any number.
+        size: height and width in pixels, by default the model's, or dynamic for any.
+        with_preprocessing: take images (N, H, W, 3) in uint8, RGB, resized and cropped, and give probabilities.
+        images: a folder of images for the check and for int8 calibration, instead of the run's.
 
     Raises:
-        UsageError: a word is unknown, words do not go together, or a package is not installed.
-        RunError: the file differs from the network by more than its precision explains, or cannot be written.
+        UsageError: an argument is unknown, arguments do not go together, or a package is not installed.
+        RunError: the file differs from the model by more than its precision explains, or cannot be written.
     """
     start = time.perf_counter()
-    kind = format_named(format, precision)
-    kind.check(precision)
-    count, side = batch_of(batch), size_of(size)
+    kind = find_format(format, precision)
+    kind.check_packages(precision)
+    shape = {"batch": to_dimension("batch", batch), "size": None if size is None else to_dimension("size", size)}
     folder = None if images is None else Path(images)
     trained = open_trained(run)
     if trained.runtime:
-        raise UsageError(f"{run} is exported already: export the run or the weights that it was made of")
-    place = place_for(trained, kind, precision, None if out is None else Path(out))
-    card = card_for(trained, kind, precision, count, side, with_preprocessing)
+        raise UsageError(f"{run} is an exported file: export the run or the weights that it was made from")
+    default = kind.default_path(trained.name, trained.folder, precision)
+    place = default if out is None else kind.check_path(Path(out))
+    card = make_card(trained, kind, precision, with_preprocessing, **shape)
     calibration = images_to_calibrate(trained, card.preprocessing, folder) if precision == "int8" else None
     some, on = images_to_check(trained, card.preprocessing, folder, calibration is not None)
-    with workshop(place) as made:
-        order = Order(trained.model, card, made / place.name, calibration)
-        try:
-            written = kind.write(order)
-        except (ConvNeXtError, MemoryError):
-            raise
-        except Exception as error:  # of the libraries that write it, at any depth
-            raise RunError(
-                f"{card.model} could not be written as {kind.name} ({reason(error)}): no file is left"
-            ) from error
-        opened = open_exported(order.path, trust=True)
+    with staging_folder(place) as staging:
+        request = ExportRequest(trained.model, card, staging / place.name, calibration)
+        written = write(kind, request)
+        opened = open_exported(request.path, trust=True)
         assert isinstance(opened.model, RuntimeModel)
         checked = check(trained.model, opened.model, some)
         del opened
-        if not kind.is_data and not remember(order.path):
-            written = written._replace(
-                notes=(*written.notes, "it opens with --trust alone: the cache cannot be written")
-            )
-        files = put(written.files, place.parent)
+        notes = (*trained.notes, *written.notes)
+        if not kind.is_data and not remember(request.path):
+            notes += ("it opens with --trust only, because the cache cannot be written",)
+        files = move_all(written.paths, place.parent)
     total = sum(path.stat().st_size for path in files)
-    notes = (*trained.notes, *written.notes)
-    return Exported(place, tuple(files), card, checked, on, total, time.perf_counter() - start, notes)
+    return ExportResult(place, tuple(files), card, checked, on, total, time.perf_counter() - start, notes)
 
 
-def card_for(
-    trained: Trained, kind: Format, precision: str, batch: int | None, size: int | None, with_preprocessing: bool
-) -> Card:
-    """What the file is to say of itself.
+def write(kind: Format, request: ExportRequest) -> WrittenFiles:
+    """Write a file; raise RunError for whatever the libraries that write it raise."""
+    try:
+        return kind.write(request)
+    except (ConvNeXtError, MemoryError):
+        raise
+    except Exception as error:
+        model = request.card.model
+        raise RunError(f"{model} could not be written as {kind.name} ({reason(error)}): no file is left") from error
 
-    Args:
-        trained: the network.
-        kind: the format.
-        precision: of the weights.
-        batch: images at a time; None for any number.
-        size: pixels a side; 0 for the network's own, None for any.
-        with_preprocessing: whether it takes pictures.
+
+def to_dimension(name: str, value: int | str) -> int:
+    """Return an argument as a number; 0 for dynamic.
 
     Raises:
-        UsageError: the network does not go with them.
+        UsageError: it is neither dynamic nor a whole number from 1.
     """
-    model, classes = trained.model, trained.classes
-    for what, asked in (("--with-preprocessing gives probabilities", with_preprocessing),
-                        ("int8 is judged by the first class", precision == "int8")):  # fmt: skip
-        if asked and not classes:
-            raise UsageError(f"{what}, and {trained.name} has no classifier: leave it out, or train one")
-    smallest = getattr(model, "smallest_image", SMALLEST)
+    if value == DYNAMIC:
+        return 0
+    try:
+        number = 0 if isinstance(value, bool) else int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise UsageError(f"{name} is {value!r}, needs a whole number from 1, or {DYNAMIC}")
+    return number
+
+
+def make_card(
+    trained: Trained, kind: Format, precision: str, with_preprocessing: bool, batch: int, size: int | None
+) -> Card:
+    """Return the metadata of the file; a batch or size of 0 is dynamic, a size of None the model's own.
+
+    Raises:
+        UsageError: the model does not go with the arguments.
+    """
+    model, classes, preprocessing = trained.model, trained.classes, trained.preprocessing
+    if not classes and (with_preprocessing or precision == "int8"):
+        option = "--with-preprocessing gives probabilities" if with_preprocessing else "int8 is checked by class"
+        raise UsageError(f"{option}, and {trained.name} has no classifier: leave it out, or train one")
+    smallest = getattr(model, "smallest_image", MIN_SIZE)
     if size and size < smallest:
-        raise UsageError(f"size is {size}, too small for this network: needs {smallest} or more, or dynamic")
-    preprocessing = resized(trained.preprocessing, size or None)
-    if size == 0:
+        raise UsageError(f"size is {size}, needs {smallest} or more for this model, or {DYNAMIC}")
+    if size is None:
         size = preprocessing.image_size
+    elif size:
+        preprocessing = replace(preprocessing, image_size=size)
     return Card(
         kind.name,
         precision,
@@ -174,25 +185,25 @@ def card_for(
         classes,
         preprocessing,
         with_preprocessing,
-        batch,
-        size,
+        batch or None,
+        size or None,
         smallest,
         cost(model, preprocessing.image_size).macs,
         trained.notes,
-        data_of(trained),
+        data_record(trained),
         {name: version for name in PACKAGES if (version := installed_version(name))},
     )
 
 
 def model_name(trained: Trained) -> str:
-    """What the network is called."""
+    """Return the model's name."""
     if trained.recipe is not None:
         return trained.recipe.model
     return trained.name if is_reference(trained.name) else trained.weights.partition(",")[0]
 
 
-def data_of(trained: Trained) -> dict[str, Any]:
-    """What tells the images that a run held out from those that it was trained on, wherever they lie."""
+def data_record(trained: Trained) -> dict[str, Any]:
+    """Return what identifies the images that a run held out, wherever they are stored."""
     record = None if trained.folder is None else trained.folder / "data.json"
     if trained.recipe is None or record is None or not record.exists():
         return {}

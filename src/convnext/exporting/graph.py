@@ -1,7 +1,6 @@
-"""The network as it stands in a file: with its constants folded, without gradients, from images or from pictures."""
+"""The graph of an exported file: constants folded, no gradients, from normalized images or from uint8 images."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,12 +17,7 @@ GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 65536
 
 
 class Graph(nn.Module):
-    """From images (N, C, H, W) in fp32 to logits (N, classes) in fp32.
-
-    Args:
-        model: the network; left as it is.
-        dtype: that it computes in.
-    """
+    """From images (N, C, H, W) in fp32 to logits (N, classes) in fp32, computed in ``dtype``; the model is copied."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -32,45 +26,40 @@ class Graph(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images."""
+        """Return the logits."""
         return self.network(images.to(self.dtype)).float()
 
 
-class PicturesGraph(nn.Module):
-    """From pictures (N, H, W, 3), uint8 in RGB and cut to the network's size, to probabilities (N, classes) in fp32.
-
-    Args:
-        graph: the network.
-        preprocessing: what the network's images are normalised by.
-    """
+class Uint8Graph(nn.Module):
+    """From RGB images (N, H, W, 3) in uint8, resized and cropped, to probabilities (N, classes) in fp32."""
 
     def __init__(self, graph: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.inner = graph  # not "graph": torch.export takes that for its own
-        self.grey = preprocessing.channels == 1
+        self.inner = graph  # torch.export reserves the name "graph"
+        self.is_grayscale = preprocessing.channels == 1
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std), ("weights", GREY)):
             dtype = torch.int32 if name == "weights" else torch.float32
             self.register_buffer(name, torch.tensor(values, dtype=dtype).view(1, -1, 1, 1), persistent=False)
         self.eval()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Probabilities of pictures."""
-        x = pictures.permute(0, 3, 1, 2)  # (N, 3, H, W)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the probabilities."""
+        x = images.permute(0, 3, 1, 2)  # (N, 3, H, W)
         mean, std, weights = (self.get_buffer(name) for name in ("mean", "std", "weights"))
-        if self.grey:  # as Pillow makes it, which is what the network was trained on
-            x = (x.to(torch.int32) * weights).sum(1, keepdim=True, dtype=torch.int32) + 32768
+        if self.is_grayscale:  # Pillow's conversion, on which the model was trained
+            x = (x.to(torch.int32) * weights).sum(1, keepdim=True, dtype=torch.int32) + 32768  # (N, 1, H, W)
             x = torch.div(x, 65536, rounding_mode="floor")
         return self.inner((x.float() / 255 - mean) / std).softmax(1)
 
 
-def graph_of(model: nn.Module, card: Card, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The graph that a card describes, of a network."""
+def make_graph(model: nn.Module, card: Card, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the graph that a card describes."""
     graph = Graph(model, dtype)
-    return PicturesGraph(graph, card.preprocessing) if card.with_preprocessing else graph
+    return Uint8Graph(graph, card.preprocessing) if card.with_preprocessing else graph
 
 
-def example_of(card: Card) -> Tensor:
-    """An input of a graph; where any number or size will do, of 2 and of sides that differ."""
+def example_input(card: Card) -> Tensor:
+    """Return an input of the graph: with 2 images of different sides where those are dynamic."""
     count = card.batch or 2
     height, width = (card.size, card.size) if card.size else (2 * card.smallest, 3 * card.smallest)
     generator = torch.Generator().manual_seed(0)
@@ -79,52 +68,45 @@ def example_of(card: Card) -> Tensor:
     return torch.randn(count, card.channels, height, width, generator=generator)
 
 
-def shapes_of(card: Card) -> Any:
-    """Which of the input's dimensions are any."""
-    dim = torch.export.Dim
+def dynamic_shapes(card: Card) -> dict[int, Any]:
+    """Return the dynamic dimensions of the graph's input."""
     first = 1 if card.with_preprocessing else 2
-    found: dict[int, Any] = {} if card.batch else {0: dim("batch")}
+    dims: dict[int, Any] = {} if card.batch else {0: torch.export.Dim("batch")}
     if not card.size:
-        sides = (first, "height"), (first + 1, "width")
-        found |= {place: dim(name, min=card.smallest) for place, name in sides}
-    return found
+        for place, name in ((first, "height"), (first + 1, "width")):
+            dims[place] = torch.export.Dim(name, min=card.smallest)
+    return dims
 
 
-def program_of(graph: nn.Module, card: Card) -> torch.export.ExportedProgram:
-    """A graph as torch exports it, for the shapes that a card says.
+def export_program(graph: nn.Module, card: Card) -> torch.export.ExportedProgram:
+    """Export a graph with ``torch.export``, for the shapes in a card.
 
     Raises:
-        UsageError: the network cannot be exported for them.
+        UsageError: the model cannot be exported for them.
     """
+    from torch.fx.experimental import _config as symbolic_shapes  # a slow import
+
+    # Otherwise the exporter assumes that no size is 1, and refuses the smallest feature maps.
+    oblivious = symbolic_shapes.patch(backed_size_oblivious=True)  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        with torch.no_grad(), nullcontext() if card.size else any_size():
+        with torch.no_grad(), nullcontext() if card.size else oblivious:
             program = torch.export.export(
                 graph,
-                (example_of(card),),
-                dynamic_shapes=(shapes_of(card),),
+                (example_input(card),),
+                dynamic_shapes=(dynamic_shapes(card),),
                 prefer_deferred_runtime_asserts_over_guards=not card.size,
             )
-    except Exception as error:  # the exporter's kinds are many, and the network may be any library's
-        asked = f"batch {card.batch or 'dynamic'} and size {card.size or 'dynamic'}"
-        remedy = "give --size N and --batch N" if not (card.size and card.batch) else "it has no form for this format"
-        raise UsageError(f"{card.model} cannot be exported with {asked} ({reason(error)}): {remedy}") from error
-    for node in program.graph.nodes:  # which name files of the machine that it is made on
-        node.meta.pop("stack_trace", None)
+    except Exception as error:  # the exporter has many, and the model may be any library's
+        shapes = f"batch {card.batch or 'dynamic'} and size {card.size or 'dynamic'}"
+        remedy = "this format cannot hold it" if card.size and card.batch else "pass --size N and --batch N"
+        raise UsageError(f"{card.model} cannot be exported with {shapes} ({reason(error)}): {remedy}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names files of this machine
     return program
 
 
-@contextmanager
-def any_size() -> Iterator[None]:
-    """Let the exporter take no size for another than one: it would else refuse the smallest maps, of one position."""
-    from torch.fx.experimental import _config as symbolic_shapes  # which takes its time
-
-    with symbolic_shapes.patch(backed_size_oblivious=True):  # pyright: ignore[reportAttributeAccessIssue]
-        yield
-
-
-def batches_of(images: Tensor, card: Card) -> list[Tensor]:
-    """What a graph takes, of images to calibrate with: a few at a time, or as many as it takes, the last batch filled
-    with those of the first."""
+def calibration_batches(images: Tensor, card: Card) -> list[Tensor]:
+    """Return inputs of the graph for calibration; the last batch of a fixed size is filled up from the first."""
     inputs, count = input_of(images, card), card.batch or CALIBRATION_BATCH
     if card.batch:
         inputs = inputs[torch.arange(-(-len(inputs) // count) * count) % len(inputs)]

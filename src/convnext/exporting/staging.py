@@ -1,4 +1,4 @@
-"""Files that belong together, written beside their place and put there together, or not at all."""
+"""Files that belong together: written in a temporary folder, then moved to their place, all or none."""
 
 import glob
 import os
@@ -11,8 +11,8 @@ from convnext.files import writing
 
 
 @contextmanager
-def workshop(out: Path) -> Iterator[Path]:
-    """A folder beside a file to make it in, on the same disk; it goes, whatever happens.
+def staging_folder(out: Path) -> Iterator[Path]:
+    """Create a temporary folder beside a file, on the same disk, and remove it at the end.
 
     Raises:
         RunError: the folder cannot be written to.
@@ -20,7 +20,7 @@ def workshop(out: Path) -> Iterator[Path]:
     folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with writing(out, 0):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        clear(out)
+        remove_stale(out)
         folder.mkdir()
     try:
         yield folder
@@ -28,8 +28,8 @@ def workshop(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear(out: Path) -> None:
-    """Remove what processes that were killed had begun of a file."""
+def remove_stale(out: Path) -> None:
+    """Remove the temporary folders that killed processes left for a file."""
     for folder in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         number = folder.suffixes[-2].removeprefix(".") if len(folder.suffixes) > 1 else ""
         if number.isdigit() and not is_running(int(number)):
@@ -37,7 +37,7 @@ def clear(out: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process of this number, whoever's."""
+    """True if there is a process of this number, of any user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -47,32 +47,28 @@ def is_running(process: int) -> bool:
     return True
 
 
-def put(made: Sequence[Path], folder: Path) -> list[Path]:
-    """Move files into a folder, over those of the same names; where one cannot be moved, all are as before.
-
-    Args:
-        made: the files, in a folder of the same disk; the last is the one that a user names.
-        folder: where they go.
+def move_all(staged: Sequence[Path], folder: Path) -> list[Path]:
+    """Move files into a folder on the same disk, over those of the same names; if one fails, restore all.
 
     Raises:
-        RunError: one cannot be moved.
+        RunError: a file cannot be moved.
     """
-    places = [folder / path.name for path in made]
-    kept: dict[Path, Path] = {}
-    done: list[Path] = []
+    places = [folder / path.name for path in staged]
+    backups: dict[Path, Path] = {}
+    moved: list[Path] = []
     try:
-        for path, place in zip(made, places, strict=True):
+        for path, place in zip(staged, places, strict=True):
             with writing(place, path.stat().st_size):
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-                if place.exists() and len(made) > 1:  # to be had again; a file alone is replaced at one stroke
-                    kept[place] = path.with_name(f"{path.name}.before")
-                    os.link(place, kept[place])
+                if place.exists() and len(staged) > 1:  # a single file is replaced atomically
+                    backups[place] = path.with_name(f"{path.name}.before")
+                    os.link(place, backups[place])
                 path.replace(place)
-                done.append(place)
+                moved.append(place)
     except BaseException:
-        for place in done:
+        for place in moved:
             with suppress(OSError):
-                kept[place].replace(place) if place in kept else place.unlink()
+                backups[place].replace(place) if place in backups else place.unlink()
         raise
     return places

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convnext.errors import RunError
-from convnext.exporting.places import put, workshop
+from convnext.exporting.staging import move_all, staging_folder
 
 
 def written(folder: Path, content: str, *names: str) -> list[Path]:
@@ -35,37 +35,30 @@ def test_both_or_none(before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", failing)
         with pytest.raises(RunError, match=r"cannot write .*a\.xml"):
-            put(made, place)
+            move_all(made, place)
     found = {path.name: path.read_text() for path in place.iterdir()}
     assert found == ({"a.bin": "old a.bin", "a.xml": "old a.xml"} if before else {})
     made = written(tmp_path / "made again", "new", "a.bin", "a.xml")
-    assert put(made, place) == [place / "a.bin", place / "a.xml"]
+    assert move_all(made, place) == [place / "a.bin", place / "a.xml"]
     assert {path.name: path.read_text() for path in place.iterdir()} == {"a.bin": "new a.bin", "a.xml": "new a.xml"}
 
 
-def test_the_workshop_goes_whatever_happens(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with workshop(tmp_path / "deep" / "a.onnx") as folder:
-            (folder / "a.onnx").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+def test_the_folder_goes_whatever_happens(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), staging_folder(tmp_path / "deep" / "a.onnx") as folder:  # noqa: PT012
+        (folder / "a.onnx").write_text("half")
+        raise KeyboardInterrupt
     assert list((tmp_path / "deep").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write"), staging_folder(tmp_path / "file" / "a.onnx"):
+        pass
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     left, others = (tmp_path / f".a.onnx.{number}.tmp" for number in (dead.pid, os.getppid()))
     for folder in (left, others):
         written(folder, "half", "a.onnx")
-    with workshop(tmp_path / "a.onnx"):
+    with staging_folder(tmp_path / "a.onnx"):
         assert not left.exists()
     assert list(tmp_path.iterdir()) == [others]  # whose process may still be at work
-
-
-def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write"), workshop(tmp_path / "file" / "a.onnx"):
-        pass
