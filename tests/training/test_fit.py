@@ -20,8 +20,9 @@ from torch import Tensor
 import convnext
 from convnext.data import FileImages, load_data
 from convnext.errors import DivergedError, RunError, UsageError
+from convnext.training import checkpoint
 from convnext.training.build import build_model, build_state
-from convnext.training.checkpoint import RunFolder
+from convnext.training.checkpoint import Checkpoints
 from convnext.training.fit import fit
 from convnext.training.recipe import Recipe
 from convnext.training.recipe_choice import recipe_for
@@ -46,6 +47,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(whole: Path, tmp_path: Path) -> Path:
     """A copy of it, to change."""
     return shutil.copytree(whole, tmp_path / "finished")
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
@@ -111,7 +116,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
         updates.close()
     else:
         with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "save_last", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+            patch.setattr(Checkpoints, "save", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 train(TINY, tmp_path / "cut")
     run = train(TINY, tmp_path / "cut")
@@ -214,7 +219,7 @@ def test_a_kill_between_checkpoint_and_log_loses_nothing(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "add_metrics", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(checkpoint, "append_line", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(TINY, tmp_path / "cut")
     run = train(TINY, tmp_path / "cut")

@@ -3,6 +3,7 @@
 The only module that reads a recipe's fields.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,16 +29,20 @@ from convnext.training.recipe import Recipe
 from convnext.training.train_state import Loss, TrainState, classification_loss
 from convnext.weights import load_weights, resolve
 
+SYNC_EVERY = 10  # steps on a GPU, where a synchronization waits for the work in flight
+
 
 @dataclass(frozen=True)
 class Objects:
     """What the caller passes in place of a recipe's strings.
 
     Attributes:
-        model: takes images (N, 3, H, W), returns logits (N, classes); trained in place, from the weights that it has.
-        train_data: a map-style dataset, see :class:`convnext.data.images.DatasetImages`.
+        model: takes images (N, 3, H, W), returns logits (N, classes). It is trained in place, from the weights that it
+            has; the recipe's weights, drop_path, layer_scale, stem_stride and head_init_scale do not apply.
+        train_data: a map-style dataset of (image, label), see :class:`convnext.data.images.DatasetImages`. Its
+            ``classes`` are the class names; without them, the model's outputs are numbered.
         val_data: the same, held out.
-        loss: of logits (N, classes) and targets, to the mean loss of the batch. Targets are class indices (N,), or
+        loss: of logits (N, classes) and targets, to the batch's mean loss. Targets are class indices (N,), or
             probabilities (N, classes) where the recipe has mixup or cutmix.
     """
 
@@ -47,14 +52,12 @@ class Objects:
     loss: Loss | None = None
 
     def named_in(self, recipe: Recipe) -> Recipe:
-        """The recipe with the objects' names in place of its strings; a model brings its own weights."""
+        """The recipe with the objects' names in place of its strings."""
         if (self.train_data is None) != (self.val_data is None):
             raise UsageError("train_data and val_data belong together: pass both or neither")
-        if self.model is not None:
-            recipe = replace(recipe, model=object_name(self.model), weights=None)
-        if self.train_data is not None:
-            recipe = replace(recipe, data=object_name(self.train_data))
-        return recipe if self.loss is None else replace(recipe, loss=object_name(self.loss))
+        objects = {"model": self.model, "data": self.train_data, "loss": self.loss}
+        names = {field: object_name(value) for field, value in objects.items() if value is not None}
+        return replace(recipe, **names, weights=None if self.model is not None else recipe.weights)
 
 
 NO_OBJECTS = Objects()
@@ -68,44 +71,23 @@ def object_name(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that trains, as :func:`build` makes it.
+    """Everything that trains, as :func:`build` makes it."""
 
-    Attributes:
-        recipe: what it was made from, to be recorded.
-        data: the images.
-        ranks: those that train together.
-        device: of this rank.
-        state: model, EMA and optimizer.
-        train_loader: micro-batches for training, ``accumulate`` per step.
-        val_loader: batches for evaluation.
-        schedule: learning rate by step, counted over all epochs.
-        epochs: passes over the training images.
-        steps: per epoch.
-        accumulate: micro-batches per step and rank.
-        rank_batch: images per step of this rank.
-        sync_every: steps between two synchronizations of the loss.
-        seed: of all randomness.
-        checkpoint_seconds: between two checkpoints within an epoch.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # to be recorded
     data: ImageData
     ranks: Ranks
     device: torch.device
     state: TrainState
-    train_loader: Batches
+    train_loader: Batches  # micro-batches, ``accumulate`` per step
     val_loader: Batches
-    schedule: Callable[[int], float]
+    schedule: Callable[[int], float]  # learning rate by step, counted over all epochs
     epochs: int
-    steps: int
+    steps: int  # per epoch
     accumulate: int
-    rank_batch: int
-    sync_every: int
+    rank_batch: int  # images per step of this rank
+    sync_every: int  # steps between two synchronizations of the loss
     seed: int
-    checkpoint_seconds: float
-
-
-SYNC_EVERY = 10  # steps on a GPU, where a synchronization waits for the work in flight
+    checkpoint_seconds: float  # between two checkpoints within an epoch
 
 
 def build(recipe: Recipe, data: ImageData, ranks: Ranks = SINGLE_RANK, objects: Objects = NO_OBJECTS) -> Training:
@@ -118,12 +100,9 @@ def build(recipe: Recipe, data: ImageData, ranks: Ranks = SINGLE_RANK, objects: 
     seed_everything(recipe.seed)
     state = build_state(recipe, len(data.classes), device, ranks, objects)
     train_loader, val_loader = build_loaders(recipe, data, device, ranks)
-    steps, epochs, batch_size = len(train_loader), recipe.epochs, train_loader.batch_size
-    rank_batch = batch_size // ranks.world_size
+    rank_batch = train_loader.batch_size // ranks.world_size
     if rank_batch // recipe.accumulate < state.min_batch:
         raise UsageError(f"{recipe.model} has BatchNorm, which needs batches of 2 images or more: raise --batch-size")
-    warmup_steps = min(round(recipe.warmup_epochs * steps), epochs * steps // 2)
-    peak = recipe.peak_lr(batch_size)
     return Training(
         recipe=recipe,
         data=data,
@@ -132,11 +111,9 @@ def build(recipe: Recipe, data: ImageData, ranks: Ranks = SINGLE_RANK, objects: 
         state=state,
         train_loader=train_loader,
         val_loader=val_loader,
-        schedule=partial(
-            learning_rate, steps=epochs * steps, warmup_steps=warmup_steps, peak=peak, minimum=recipe.min_lr
-        ),
-        epochs=epochs,
-        steps=steps,
+        schedule=build_schedule(recipe, len(train_loader), train_loader.batch_size),
+        epochs=recipe.epochs,
+        steps=len(train_loader),
         accumulate=recipe.accumulate,
         rank_batch=rank_batch,
         sync_every=1 if device.type == "cpu" or recipe.accumulate > 1 else SYNC_EVERY,
@@ -157,30 +134,22 @@ def build_data(recipe: Recipe, objects: Objects = NO_OBJECTS) -> ImageData:
     if not len(train) or not len(val):
         raise UsageError(f"train_data has {len(train)} images and val_data {len(val)}: each needs one or more")
     image, _ = train.read(0)
+    is_ready = isinstance(image, torch.Tensor)
     classes = getattr(objects.train_data, "classes", None)
-    if classes is None and objects.model is None:
-        raise UsageError("train_data has no attribute `classes`: set it to the list of class names")
     if classes is None:
-        classes = range(count_outputs(objects.model, recipe, image))  # pyright: ignore[reportArgumentType]
-    notes = ()
-    if isinstance(image, torch.Tensor):
-        notes = ("train_data returns float tensors: they are used as they are, without augmentation",)
+        if objects.model is None:
+            raise UsageError("train_data has no attribute `classes`: set it to the list of class names")
+        shape = tuple(image.shape) if is_ready else (3, recipe.image_size, recipe.image_size)
+        classes = range(count_outputs(objects.model, shape))
+    notes = ("train_data returns float tensors: they are used as they are, without augmentation",) if is_ready else ()
     return ImageData(recipe.data, tuple(map(str, classes)), train, val, notes=notes)
 
 
-def count_outputs(model: nn.Module, recipe: Recipe, image: Any) -> int:
-    """The number of classes of a model that was passed, by one forward pass in evaluation mode."""
+def count_outputs(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """The number of a model's logits for images of some shape (C, H, W)."""
     parameter = next(model.parameters(), torch.empty(0))
-    size = recipe.image_size
-    shape = tuple(image.shape) if isinstance(image, torch.Tensor) else (3, size, size)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad():
+        logits = copy.deepcopy(model).eval()(parameter.new_zeros(1, *shape))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UsageError(f"model returns {found} for images {(1, *shape)}: it needs logits (N, classes)")
@@ -234,7 +203,11 @@ def build_state(
             raise UsageError("sync_batch_norm needs GPUs: leave it out on CPUs")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     accelerate_blocks(model, recipe, device)
-    ema = build_ema(model, recipe.ema_decay) if recipe.ema_decay else None
+    ema = None
+    if recipe.ema_decay:
+        from timm.utils.model_ema import ModelEmaV3
+
+        ema = ModelEmaV3(model, decay=recipe.ema_decay)
     optimizer = adamw(model, recipe, recipe.lr)
     if recipe.checkpoint_activations:
         checkpoint_blocks(model)
@@ -295,11 +268,12 @@ def build_mixup(recipe: Recipe, num_classes: int) -> Any:
     return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes)
 
 
-def build_ema(model: nn.Module, decay: float) -> Any:
-    """timm's EMA of all weights and buffers, updated after every step as in the paper's code."""
-    from timm.utils.model_ema import ModelEmaV3
-
-    return ModelEmaV3(model, decay=decay)
+def build_schedule(recipe: Recipe, steps: int, batch_size: int) -> Callable[[int], float]:
+    """The learning rate by step, for epochs of ``steps`` steps of ``batch_size`` images."""
+    total = recipe.epochs * steps
+    warmup_steps = min(round(recipe.warmup_epochs * steps), total // 2)
+    peak = recipe.peak_lr(batch_size)
+    return partial(learning_rate, steps=total, warmup_steps=warmup_steps, peak=peak, minimum=recipe.min_lr)
 
 
 def build_loaders(

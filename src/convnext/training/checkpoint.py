@@ -44,12 +44,7 @@ class RunFolder:
         return self.dir / "preprocessing.json"
 
     def check(self, recipe: Recipe, data: ImageData, model: nn.Module | None = None) -> None:
-        """Refuse a folder in which this recipe can neither begin nor resume.
-
-        Args:
-            recipe: of the training.
-            data: its images.
-            model: a model that was passed as an object.
+        """Refuse a folder in which this recipe, with a model that was passed or its own, can neither begin nor resume.
 
         Raises:
             UsageError: the folder has a run of another recipe, other images or another model, or other files.
@@ -102,22 +97,8 @@ class RunFolder:
                 break
         return metrics
 
-    def write_metrics(self, metrics: list[dict[str, Any]]) -> None:
-        """Replace the log by that of the last checkpoint: later epochs are trained again."""
-        write_atomically(self.dir / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in metrics))
-
-    def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Append one epoch's metrics."""
-        append_line(self.dir / "metrics.jsonl", json.dumps(metrics, allow_nan=False))
-
-    def save_last(self, state: dict[str, Any]) -> None:
-        """Save everything needed to resume."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(self.dir / "last.pt", buffer.getbuffer())
-
     def load_last(self, device: torch.device) -> dict[str, Any] | None:
-        """Load what :meth:`save_last` saved; None before the first save.
+        """Load the last checkpoint; None before the first one.
 
         Raises:
             RunError: it is damaged.
@@ -154,11 +135,7 @@ class Start(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a training under way; the main rank writes them.
-
-    Attributes:
-        log: the metrics of the finished epochs.
-    """
+    """The checkpoints of a training under way, and the ``log`` of its epochs' metrics; the main rank writes them."""
 
     def __init__(self, run: RunFolder, training: Training, model: nn.Module | None = None) -> None:
         self.run, self.training, self.state, self.ranks = run, training, training.state, training.ranks
@@ -184,7 +161,8 @@ class Checkpoints:
             )
         if self.ranks.is_main:
             self.run.begin(self.training.recipe, self.training.data, self.model)
-            self.run.write_metrics(self.log)
+            lines = "".join(json.dumps(epoch) + "\n" for epoch in self.log)  # later epochs are trained again
+            write_atomically(self.run.dir / "metrics.jsonl", lines)
         return start
 
     @property
@@ -207,8 +185,9 @@ class Checkpoints:
                 f"--out; the last checkpoint in {self.run.dir} is whole"
             )
         learner = self.state.state_dict(is_finished=epoch == self.training.epochs)
-        sums = meter.state_dict() if meter else None
-        self.run.save_last({"epoch": epoch, "step": step, "learner": learner, "meter": sums, "metrics": self.log})
+        sums, buffer = meter.state_dict() if meter else None, io.BytesIO()
+        torch.save({"epoch": epoch, "step": step, "learner": learner, "meter": sums, "metrics": self.log}, buffer)
+        write_atomically(self.run.dir / "last.pt", buffer.getbuffer())
 
     def end_epoch(self, metrics: dict[str, Any]) -> None:
         """Save a finished epoch: its weights, if they are the best so far, the checkpoint, and its metrics."""
@@ -218,7 +197,7 @@ class Checkpoints:
         self.log.append(metrics)
         self.save(metrics["epoch"], 0)
         if self.ranks.is_main:
-            self.run.add_metrics(metrics)
+            append_line(self.run.dir / "metrics.jsonl", json.dumps(metrics, allow_nan=False))
 
     @property
     def advice(self) -> str:

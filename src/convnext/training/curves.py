@@ -14,12 +14,7 @@ POINTS = 40  # up to so many epochs, each is a point on the line
 
 
 def write_curves(folder: Path, metrics: list[dict[str, Any]], title: str) -> Path:
-    """Write ``curves.png`` and ``curves.svg``, each whole or not at all; returns the former's path.
-
-    Args:
-        folder: where to.
-        metrics: one dictionary an epoch, as in ``metrics.jsonl``; one epoch or more.
-        title: above the curves: network and data.
+    """Write ``curves.png`` and ``curves.svg`` of one epoch or more to a folder; returns the former's path.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written to.

@@ -1,31 +1,10 @@
 """Why a loss is not finite: the first module whose output is not."""
 
-import math
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from convnext.errors import DivergedError
-
-
-def diverged(
-    model: nn.Module, images: Tensor, autocast: AbstractContextManager[Any], place: str, step: float, remedy: str
-) -> DivergedError:
-    """The error for a loss that is not finite, with its cause as far as this rank can tell.
-
-    Args:
-        model: the model, whose weights the step left unchanged.
-        images: the last batch.
-        autocast: context of the forward pass.
-        place: where the loss is not finite.
-        step: of this rank's first loss that is not finite; infinity where it is another rank's.
-        remedy: what to do.
-    """
-    if not math.isfinite(step):
-        return DivergedError(f"the loss of another rank is not finite ({place}): see its message")
-    return DivergedError(f"the loss is not finite ({place}); {first_bad_module(model, images, autocast)}. {remedy}")
 
 
 def first_bad_module(model: nn.Module, images: Tensor, autocast: AbstractContextManager[Any]) -> str:

@@ -14,7 +14,7 @@ from convnext.randomness import seed_everything
 from convnext.training.build import NO_OBJECTS, Objects, Training, build, build_data, load_start
 from convnext.training.checkpoint import Checkpoints, RunFolder, Start
 from convnext.training.distributed import SINGLE_RANK, Ranks
-from convnext.training.divergence import diverged
+from convnext.training.divergence import first_bad_module
 from convnext.training.meter import Meter
 from convnext.training.metrics import Metrics, evaluate
 from convnext.training.progress import Progress, ProgressReporter
@@ -56,9 +56,7 @@ def fit(
 
         validation_seconds = 0.0
         for epoch in range(start.epoch, training.epochs):
-            meter = Meter(training.device, ranks)
-            if start.meter:
-                meter.load_state_dict(start.meter)
+            meter = Meter(training.device, ranks, start.meter)
             yield from train_epoch(training, epoch, start.step, meter, checkpoints, report, stop)
             if validation_seconds > LONG_EVALUATION:
                 checkpoints.save(epoch, training.steps, meter)
@@ -125,18 +123,26 @@ def synchronize(
     """Sum the loss over all ranks, and act on it: stop on a loss that is not finite, save, stop on a signal."""
     is_stopped = meter.sync(bool(stop))
     if not math.isfinite(meter.loss):
-        state, lr = training.state, training.schedule(epoch * training.steps + step)
-        place = f"epoch {epoch + 1}, step {step + 1}, learning rate {lr:.2g}"
-        remedy = (
-            f"Train with a lower --lr or --precision {'bf16' if state.scaler.is_enabled() else 'bf16 or fp32'}, and "
-            f"another --out, since that is another recipe. The last checkpoint in {checkpoints.run.dir} is whole"
-        )
-        raise diverged(state.model, images, state.autocast, place, meter.bad_step.item(), remedy)
+        raise diverged(training, epoch, images, meter, checkpoints)
     if is_stopped or checkpoints.is_due:
         checkpoints.save(epoch, step + 1, meter)
     if is_stopped:
         training.ranks.barrier()  # a launcher ends its job when the first rank exits
         raise stop.outcome(f"epoch {epoch + 1}, step {step + 1}", checkpoints.advice)
+
+
+def diverged(training: Training, epoch: int, images: Tensor, meter: Meter, checkpoints: Checkpoints) -> DivergedError:
+    """The error for a loss that is not finite, with its cause as far as this rank can tell."""
+    step, state = meter.bad_step.item(), training.state
+    if not math.isfinite(step):
+        return DivergedError(f"the loss of another rank is not finite (epoch {epoch + 1}): see its message")
+    lr = training.schedule(epoch * training.steps + int(step))
+    precision = "bf16" if state.scaler.is_enabled() else "bf16 or fp32"
+    return DivergedError(
+        f"the loss is not finite (epoch {epoch + 1}, step {int(step) + 1}, learning rate {lr:.2g}); "
+        f"{first_bad_module(state.model, images, state.autocast)}. Train with a lower --lr or --precision {precision}, "
+        f"and another --out, since that is another recipe. The last checkpoint in {checkpoints.run.dir} is whole"
+    )
 
 
 def validate(training: Training, epoch: int, meter: Meter) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from convnext.errors import RunError, UsageError, unknown_name
 from convnext.files import cannot_write, write_atomically
@@ -14,18 +14,6 @@ from convnext.training.progress import Progress
 
 TRACKERS = ("tensorboard", "wandb")  # the names of their packages, and of this package's extras
 LOG_EVERY = 10  # steps between two records of the loss within an epoch
-
-
-class Tracker(Protocol):
-    """A destination of metrics."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """Record the values of a step, later than the last one."""
-        ...
-
-    def close(self) -> None:
-        """Write what is pending."""
-        ...
 
 
 class TensorBoard:
@@ -49,6 +37,7 @@ class TensorBoard:
             raise cannot_write(self.folder, error, 0) from error
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        """Record the values of a step, later than the last one."""
         try:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
@@ -57,6 +46,7 @@ class TensorBoard:
             raise cannot_write(self.folder, error, 0) from error
 
     def close(self) -> None:
+        """Write what is pending."""
         self.writer.close()
 
 
@@ -95,6 +85,9 @@ class WandB:
         self.run.finish()
 
 
+Tracker = TensorBoard | WandB
+
+
 def check_trackers(names: Iterable[str]) -> None:
     """Refuse trackers that are unknown or not installed, before any work is done.
 
@@ -111,11 +104,7 @@ def check_trackers(names: Iterable[str]) -> None:
 def open_trackers(names: Sequence[str], folder: Path, recipe: dict[str, Any], first_step: int) -> list[Tracker]:
     """Trackers by name, for a run that begins or resumes.
 
-    Args:
-        names: of ``TRACKERS``.
-        folder: the run's.
-        recipe: as plain data; recorded as the hyper-parameters.
-        first_step: the first step to be logged; what an earlier session logged from there on is superseded.
+    What an earlier session logged from ``first_step`` on is superseded. The recipe is recorded as the hyper-parameters.
 
     Raises:
         UsageError: a name is unknown, or its package is not installed.

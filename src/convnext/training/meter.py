@@ -21,14 +21,16 @@ class Meter:
     The loss is summed on the device. ``loss`` and ``images`` are the same on all ranks: those of the last :meth:`sync`.
     """
 
-    def __init__(self, device: torch.device, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, device: torch.device, ranks: Ranks, state: dict[str, Any] | None = None) -> None:
+        """Begin with zeros, or with the ``state_dict`` of an earlier session: all ranks' sums, and rank 0's names."""
+        self.ranks, state = ranks, state or {}
         self.own = torch.zeros(2, device=device)  # this rank's summed loss and images since the last sync
         self.bad_step = torch.full((), math.inf, device=device)  # the first with a loss that is not finite
-        self.loss, self.images, self.own_images, self.earlier_images = 0.0, 0, 0, 0
-        self.unreadable: list[str] = []
-        self.seconds, self.waited = 0.0, 0.0  # of earlier sessions, until the epoch ends
-        self.start = time.perf_counter()
+        self.loss, self.images = state.get("loss", 0.0), state.get("images", 0)
+        self.own_images, self.earlier_images = 0, self.images
+        self.unreadable: list[str] = list(state.get("unreadable", ())) if ranks.is_main else []
+        self.waited = state.get("waited", 0.0)  # seconds
+        self.start = time.perf_counter() - state.get("seconds", 0.0)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -67,7 +69,7 @@ class Meter:
     @property
     def elapsed(self) -> float:
         """Seconds in training, earlier sessions included."""
-        return self.seconds + time.perf_counter() - self.start
+        return time.perf_counter() - self.start
 
     @property
     def images_per_second(self) -> float:
@@ -86,16 +88,5 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums at the last sync."""
-        return {
-            "loss": self.loss,
-            "images": self.images,
-            "unreadable": list(self.unreadable),
-            "seconds": self.elapsed,
-            "waited": self.waited,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from an earlier session's sums: those of all ranks, and rank 0's file names."""
-        self.loss, self.images = state["loss"], state["images"]
-        self.unreadable = list(state["unreadable"]) if self.ranks.is_main else []
-        self.seconds, self.waited, self.earlier_images = state["seconds"], state["waited"], state["images"]
+        sums = {"loss": self.loss, "images": self.images, "unreadable": list(self.unreadable)}
+        return sums | {"seconds": self.elapsed, "waited": self.waited}

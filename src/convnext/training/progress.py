@@ -13,37 +13,21 @@ from convnext.training.meter import Meter
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a training after a step or an epoch.
+    """The state of a training after a step or an epoch."""
 
-    Attributes:
-        epoch: finished epochs.
-        epochs: all epochs.
-        step: finished steps of the epoch under way.
-        steps: steps per epoch.
-        lr: learning rate of the last step.
-        loss: mean training loss of the epoch under way, or of the last one; None before the first sync.
-        top1: accuracy in % at the last evaluation; None before the first.
-        images_per_second: in training, of the epoch under way or of the last one, over all ranks.
-        data_wait: the fraction of that time (0 to 1) spent waiting for data.
-        seconds_left: at this session's pace; None before its first step.
-        metrics: of the epoch that has just ended; None within an epoch.
-        notes: messages for the user, new since the last progress.
-        warnings: the same for warnings.
-    """
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    lr: float = 0.0
-    loss: float | None = None
-    top1: float | None = None
-    images_per_second: float = 0.0
-    data_wait: float = 0.0
-    seconds_left: float | None = None
-    metrics: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    epoch: int  # finished epochs
+    epochs: int  # all epochs
+    step: int  # finished steps of the epoch under way
+    steps: int  # per epoch
+    lr: float = 0.0  # of the last step
+    loss: float | None = None  # mean training loss of the epoch under way, or of the last one; None before the first
+    top1: float | None = None  # in %, at the last evaluation
+    images_per_second: float = 0.0  # in training, over all ranks, of the epoch under way or of the last one
+    data_wait: float = 0.0  # fraction of that time spent waiting for data
+    seconds_left: float | None = None  # at this session's pace
+    metrics: dict[str, Any] | None = None  # of the epoch that has just ended; None within an epoch
+    notes: tuple[str, ...] = ()  # for the user, new since the last progress
+    warnings: tuple[str, ...] = ()  # the same
 
     @property
     def fraction(self) -> float:
@@ -63,8 +47,8 @@ class ProgressReporter:
         """The progress after ``step`` steps of an epoch."""
         self.session_steps += 1
         steps_left = (self.last.epochs - epoch) * self.last.steps - step
-        self.last = replace(
-            self.last,
+        return self.update(
+            warnings,
             epoch=epoch,
             step=step,
             lr=lr,
@@ -73,29 +57,18 @@ class ProgressReporter:
             data_wait=meter.data_wait,
             seconds_left=(time.perf_counter() - self.start) / self.session_steps * steps_left,
             metrics=None,
-            notes=(),
-            warnings=self.new(warnings),
         )
-        return self.last
 
     def epoch(self, metrics: dict[str, Any], warnings: Iterable[str]) -> Progress:
         """The progress after an epoch with these metrics."""
-        self.last = replace(
-            self.last,
-            epoch=metrics["epoch"],
-            step=0,
-            top1=metrics["top1"],
-            metrics=metrics,
-            notes=(),
-            warnings=self.new(warnings),
-        )
-        return self.last
+        return self.update(warnings, epoch=metrics["epoch"], step=0, top1=metrics["top1"], metrics=metrics)
 
-    def new(self, warnings: Iterable[str]) -> tuple[str, ...]:
-        """The warnings that were not reported before."""
+    def update(self, warnings: Iterable[str], **changes: Any) -> Progress:
+        """The last progress with changes, and the warnings that were not reported before."""
         new = tuple(dict.fromkeys(warning for warning in warnings if warning not in self.warned))
         self.warned.update(new)
-        return new
+        self.last = replace(self.last, notes=(), warnings=new, **changes)
+        return self.last
 
 
 def show_warnings(updates: Iterable[Progress]) -> None:

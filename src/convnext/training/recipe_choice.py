@@ -33,7 +33,7 @@ class Choice:
 
 
 def recipe_for(data: str, name: str | None = None, model: str | None = None) -> Recipe:
-    """The recipe ``name`` for some data and network; without a name, the one that suits them.
+    """The recipe ``name`` for some data and model; without a name, the one that suits them.
 
     Raises:
         UsageError: there is no such recipe, or no such data.
@@ -42,16 +42,7 @@ def recipe_for(data: str, name: str | None = None, model: str | None = None) -> 
 
 
 def choose_recipe(data: str, name: str | None = None, model: str | None = None) -> Choice:
-    """The recipe for some data and network, and why.
-
-    Args:
-        data: what a recipe's ``data`` says.
-        name: a recipe's name; chosen by the data unless given.
-        model: a network's name; the recipe's own unless given.
-
-    Raises:
-        UsageError: there is no such recipe, or no such data.
-    """
+    """The same as :func:`recipe_for`, with the recipe's name and the reason for it."""
     chosen = {"model": model} if model else {}
     if name is not None:
         if name not in RECIPES:

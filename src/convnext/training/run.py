@@ -64,22 +64,17 @@ def train(
 ) -> Run:
     """Train by a recipe, with live progress on stderr; a stopped run resumes, a finished one is read.
 
-    Under torchrun, its ranks train together. A model, datasets and a loss may be passed as objects in place of the
-    recipe's strings; such a run resumes with the same objects.
+    Under torchrun, its ranks train together. A run of objects resumes with the same objects.
 
     Args:
         recipe: of the training, see :mod:`convnext.training.recipes`; or the name of some data (``digits``, the path of
             a folder of images), for which the recipe is chosen as ``convnext train DATA`` does.
         out: the run's folder; by default ``runs/MODEL-DATA``.
         opening: a line to print before the progress.
-        model: takes images (N, 3, H, W), returns logits (N, classes). It is trained in place, from the weights that it
-            has; the recipe's weights, drop_path, layer_scale, stem_stride and head_init_scale do not apply.
-        train_data: a map-style ``torch.utils.data.Dataset`` of (image, label): PIL images or uint8 tensors (3, H, W),
-            which are augmented and normalised by the recipe, or float tensors, which are used as they are. Its
-            ``classes``, if it has them, are the class names.
-        val_data: the same, held out.
-        loss: from logits (N, classes) and targets to the batch's mean loss. Targets are class indices (N,), or with the
-            recipe's mixup or cutmix probabilities (N, classes).
+        model: a model in place of the recipe's; see :class:`convnext.training.build.Objects` for all four.
+        train_data: a dataset in place of the recipe's data.
+        val_data: its held-out images.
+        loss: a loss in place of the recipe's.
 
     Raises:
         UsageError: the recipe does not fit the data or the objects, or the folder belongs to another recipe.

@@ -17,35 +17,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (N, classes) and targets 
 
 @dataclass
 class TrainState:
-    """Everything that a step changes, and how it does.
+    """Everything that a step changes, and how it does."""
 
-    Attributes:
-        model: the model, on its device.
-        network: the same to call in the forward pass: compiled, and distributed over the ranks.
-        ema: timm's EMA of the model, which is then evaluated and saved as best; None for no EMA.
-        optimizer: its groups have an ``lr_scale``, which multiplies the learning rate.
-        scaler: of the loss, for fp16.
-        autocast: context of the forward pass.
-        loss: mean loss of a batch.
-        mixup: timm's mixup and cutmix; None for neither.
-        clip_grad: maximum norm of the gradient; 0 for no limit.
-        is_recomputed: True if blocks are recomputed in the backward pass.
-        min_batch: images that the model needs at once: 2 with BatchNorm, which has no statistics of one image.
-        image_size: pixels a side in training.
-    """
-
-    model: nn.Module
-    network: nn.Module
-    ema: Any
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    model: nn.Module  # on its device
+    network: nn.Module  # the same, compiled and distributed over the ranks: to call in the forward pass
+    ema: Any  # timm's ModelEmaV3, which is then evaluated and saved as best; or None
+    optimizer: torch.optim.Optimizer  # its groups have an ``lr_scale``, which multiplies the learning rate
+    scaler: torch.amp.GradScaler  # of the loss, for fp16
     autocast: AbstractContextManager[Any]
     loss: Loss
-    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
-    clip_grad: float
-    is_recomputed: bool
-    min_batch: int
-    image_size: int
+    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # timm's mixup and cutmix
+    clip_grad: float  # maximum norm of the gradient; 0 for no limit
+    is_recomputed: bool  # blocks are recomputed in the backward pass
+    min_batch: int  # 2 with BatchNorm, which has no statistics of one image
+    image_size: int  # pixels a side in training
 
     @property
     def evaluated(self) -> nn.Module:
