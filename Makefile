@@ -38,7 +38,7 @@ lint: $(VENV)/installed-lint
 	$(BIN)/pyright
 
 $(VENV)/installed-bench: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[bench,onnx,openvino,serve,torchao]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[bench,int8-peers,serve]' --constraint constraints.txt
 	touch $@
 
 bench: $(VENV)/installed-bench  ## speed and memory against timm, torchvision and transformers, as committed in benchmarks/results

@@ -131,7 +131,7 @@ def main() -> None:
         if not options.measure:
             return
         rows = [row for run, files in made.items() for row in measured(run, files, photograph, options.rounds)]
-    write_rows(f"export-{processor_kind()}", rows, ("onnx", "onnxruntime", "openvino", "nncf", "torchao"))
+    write_rows(f"export-{processor_kind()}", rows, ("onnx", "onnxruntime", "openvino", "nncf"))
 
 
 if __name__ == "__main__":

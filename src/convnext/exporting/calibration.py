@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.data import FileImages, MemoryImages, load_data
+from convnext.data import DatasetImages, FileImages, MemoryImages, load_data
 from convnext.data.folder import EXTENSIONS, image_files
 from convnext.data.images import read_picture, readable
 from convnext.data.preprocessing import Preprocessing
@@ -64,6 +64,7 @@ def images_to_calibrate(trained: Trained, preprocessing: Preprocessing, folder: 
         data = load_data(trained.recipe.data, val_fraction=trained.recipe.val_fraction)
     except (UsageError, RunError) as error:
         raise UsageError(f"int8 is calibrated with the training images, which are gone ({error}): {remedy}") from error
+    assert not isinstance(data.train, DatasetImages)  # load_data has files or arrays
     return prepare(readers(data.train), preprocessing)
 
 

@@ -61,8 +61,9 @@ def check(model: nn.Module, exported: RuntimeModel, images: Tensor) -> CheckResu
         batch = images[: card.batch or BATCH]
         calls = {"exported": lambda: exported(batch), "original": lambda: model(batch)}
         times = alternate(calls, ROUNDS, warm_up=1, seconds=SECONDS)
-    rates = (len(batch) / quartiles(times[name])[1] for name in calls)
-    return CheckResult(len(images), difference, same, *rates, times_as_fast(times["exported"], times["original"]))
+    rate, original = (len(batch) / quartiles(times[name])[1] for name in calls)
+    speedup = times_as_fast(times["exported"], times["original"])
+    return CheckResult(len(images), difference, same, rate, original, speedup)
 
 
 def require_equal(exported: RuntimeModel, difference: float, same: float | None, images: int) -> None:
