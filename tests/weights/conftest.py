@@ -1,4 +1,4 @@
-"""What the tests of published weights share: folders of their own, and a server that misbehaves as it is told."""
+"""Fixtures of published weights: empty folders to search, and a stand-in server for the authors' site and the hub."""
 
 import hashlib
 import http.server
@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """The folders that are looked into for weights, in their order, none of them there yet."""
+    """The folders that are searched for weights, in their order, none of them there yet."""
     named = {
         "CONVNEXT_WEIGHTS": tmp_path / "own",
         "TORCH_HOME": tmp_path / "torch",
@@ -41,58 +40,24 @@ def put(folder: Path, name: str) -> Path:
 
 
 @dataclass
-class Asked:
-    """One request that the server had, and the bytes that it sent for it."""
-
-    method: str
-    path: str
-    range: str | None
-    sent: int = 0
-
-
-@dataclass
 class Server:
     """A server of files on this machine.
 
     Attributes:
         address: of its root.
         files: content by path.
-        ranges: whether it sends parts.
-        marks: what it marks versions by: an ``ETag``, ``Last-Modified``, or nothing that can be relied on.
-        shift: bytes by which the parts that it sends are not those asked for.
-        statuses: what it answers first, one a request; 200 for the file.
-        cuts: bytes of a body after which it closes the connection, one a request that sends a body.
-        pause: seconds before each piece of a body.
-        asked: the requests that it had.
+        etag: of every file; its SHA-256 by default.
+        cut: bytes of a body after which the connection closes; None for all.
+        pause: seconds before every body.
+        requests: method and path of each.
     """
 
     address: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
-    ranges: bool = True
-    marks: Literal["ETag", "Last-Modified", "weak"] = "ETag"
-    shift: int = 0
-    statuses: list[int] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)
+    etag: str | None = None
+    cut: int | None = None
     pause: float = 0.0
-    asked: list[Asked] = field(default_factory=list)
-
-    def mark(self, path: str) -> tuple[str, str]:
-        """The header that marks a file's version, and its value."""
-        digest = hashlib.sha256(self.files[path]).hexdigest()
-        if self.marks == "Last-Modified":
-            return "Last-Modified", f"Mon, 01 Jan 2024 00:00:{int(digest, 16) % 60:02d} GMT"
-        return "ETag", f'W/"{digest}"' if self.marks == "weak" else f'"{digest}"'
-
-    @property
-    def ranges_asked(self) -> list[str | None]:
-        return [request.range for request in self.asked if request.method == "GET"]
-
-    @property
-    def sent(self) -> int:
-        return sum(request.sent for request in self.asked)
-
-
-PIECE = 1 << 14
+    requests: list[tuple[str, str]] = field(default_factory=list)
 
 
 def handler_of(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
@@ -101,59 +66,24 @@ def handler_of(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
             """Keep quiet."""
 
         def do_HEAD(self) -> None:
-            self.answer()
+            server.requests.append((self.command, self.path))
+            content = server.files.get(self.path)
+            if content is None:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("X-Repo-Commit", "0" * 40)  # the hub's client requires it
+            self.send_header("ETag", f'"{server.etag or hashlib.sha256(content).hexdigest()}"')
+            return self.end_headers()
 
         def do_GET(self) -> None:
-            self.answer()
-
-        def answer(self) -> None:
-            request = Asked(self.command, self.path, self.headers.get("Range"))
-            server.asked.append(request)
-            status = server.statuses.pop(0) if server.statuses else 200
-            content = server.files.get(self.path)
-            if status != 200 or content is None:
-                return self.send_error(404 if status == 200 else status)
-            mark, start = server.mark(self.path), 0
-            if request.range and server.ranges and self.headers.get("If-Range") in (None, mark[1]):
-                start = int(request.range.removeprefix("bytes=").removesuffix("-")) + server.shift
-                if start >= len(content):
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(content)}")
-                    return self.end_headers()
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-            self.send_header("Content-Length", str(len(content) - start))
-            self.send_header("X-Repo-Commit", "0" * 40)  # the hub's, which its client asks for
-            self.send_header(*mark)
-            self.end_headers()
-            if request.method == "GET":
-                self.send_body(request, content[start:])
-            return None
-
-        def send_body(self, request: Asked, content: bytes) -> None:
-            end = server.cuts.pop(0) if server.cuts else len(content)
-            for position in range(0, end, PIECE):
-                time.sleep(server.pause)
-                piece = content[position : min(end, position + PIECE)]
-                with suppress(ConnectionError):  # who asked has left
-                    self.wfile.write(piece)
-                    request.sent += len(piece)
+            self.do_HEAD()
+            time.sleep(server.pause)
+            with suppress(ConnectionError):  # the client has left
+                self.wfile.write(server.files.get(self.path, b"")[: server.cut])
             self.close_connection = True
 
     return Handler
-
-
-@pytest.fixture
-def published_here(server: Server, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Server:  # noqa: ARG001
-    """The server in the place of the authors' address and of the Hugging Face hub; nothing is at hand."""
-    hub = f"{server.address}/hub"
-    monkeypatch.setattr("convnext.weights.published.BASE", f"{server.address}/convnext")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
-    for home in ("constants", "file_download"):  # the latter in older versions alone
-        name = f"huggingface_hub.{home}.HUGGINGFACE_CO_URL_TEMPLATE"
-        monkeypatch.setattr(name, hub + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
-    return server
 
 
 @pytest.fixture
@@ -167,3 +97,15 @@ def server() -> Iterator[Server]:
         yield served
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def published_here(server: Server, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Server:  # noqa: ARG001
+    """The server in the place of the authors' site and of the Hugging Face hub; no weights are at hand."""
+    hub = f"{server.address}/hub"
+    monkeypatch.setattr("convnext.weights.published.BASE", f"{server.address}/convnext")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+    for home in ("constants", "file_download"):  # the latter in older versions alone
+        name = f"huggingface_hub.{home}.HUGGINGFACE_CO_URL_TEMPLATE"
+        monkeypatch.setattr(name, hub + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
+    return server

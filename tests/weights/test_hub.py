@@ -1,11 +1,14 @@
-"""Published checkpoints: on this machine, from the hub, from the authors' address, and what is said without either."""
+"""Published checkpoints: from the hub, from the authors, and without either."""
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,8 @@ from tests.weights.conftest import Server, put
 
 pytestmark = pytest.mark.usefixtures("places")
 
-ROW = PUBLISHED["convnextv2_atto", "in1k"]
+NAME = ("convnextv2_atto", "in1k")
+ROW = PUBLISHED[NAME]
 OFFICIAL = "/convnext/convnextv2/im1k/convnextv2_atto_1k_224_ema.pt"
 HUB = "/hub/timm/convnextv2_atto.fcmae_ft_in1k/resolve/main/model.safetensors"
 
@@ -28,10 +32,17 @@ def tensors() -> dict[str, torch.Tensor]:
     return create_model("convnextv2_atto").state_dict()
 
 
-def torch_file(tensors: dict[str, torch.Tensor], folder: Path) -> bytes:
+@pytest.fixture(scope="module")
+def authors(tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of a file as the authors publish it."""
-    torch.save({"model": tensors}, folder / "made.pt")
-    return (folder / "made.pt").read_bytes()
+    path = tmp_path_factory.mktemp("authors") / "made.pt"
+    torch.save({"model": tensors}, path)
+    return path.read_bytes()
+
+
+def left(folder: Path) -> set[str]:
+    """Names of the files in a folder, except locks."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")} if folder.exists() else set()
 
 
 @pytest.mark.parametrize("place", ["own", "hub", "cache"])
@@ -63,116 +74,126 @@ def test_timms_copy_in_the_hubs_cache_is_at_hand(places: dict[str, Path], monkey
     assert at_hand("convnext_tiny", "in22k") == official
 
 
-def test_from_the_hub_first(published_here: Server, tensors: dict[str, torch.Tensor], places: dict[str, Path]) -> None:
+def test_from_the_hub_first_and_once(
+    published_here: Server, tensors: dict[str, torch.Tensor], places: dict[str, Path]
+) -> None:
     published_here.files[HUB] = content = save(tensors)
-    path = fetch("convnextv2_atto", "in1k")
+    path = fetch(*NAME)
     assert path.read_bytes() == content
     assert path.is_relative_to(places["hf"] / "models--timm--convnextv2_atto.fcmae_ft_in1k" / "snapshots")
-    asked = len(published_here.asked)
-    assert at_hand("convnextv2_atto", "in1k") == fetch("convnextv2_atto", "in1k") == path
-    assert len(published_here.asked) == asked
-    assert OFFICIAL not in {request.path for request in published_here.asked}
+    asked = len(published_here.requests)
+    assert at_hand(*NAME) == fetch(*NAME) == path
+    assert len(published_here.requests) == asked
+    assert OFFICIAL not in {path for _, path in published_here.requests}
 
 
 def test_a_copy_with_another_checksum_is_deleted_and_the_authors_file_taken(
-    published_here: Server,
-    tensors: dict[str, torch.Tensor],
-    places: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    published_here: Server, tensors: dict[str, torch.Tensor], authors: bytes, places: dict[str, Path], capsys: Any
 ) -> None:
-    published_here.files[HUB] = save(tensors)
-    published_here.files[OFFICIAL] = torch_file(tensors, tmp_path)
-    monkeypatch.setattr(Server, "mark", lambda *_: ("ETag", f'"{"a" * 64}"'))
-    assert fetch("convnextv2_atto", "in1k") == places["own"] / ROW.file
-    assert f"not {'a' * 64}: it is deleted; trying {published_here.address}{OFFICIAL}" in capsys.readouterr().err
+    published_here.files |= {HUB: save(tensors), OFFICIAL: authors}
+    published_here.etag = "a" * 64
+    assert fetch(*NAME) == places["own"] / ROW.file
+    said = capsys.readouterr().err
+    assert "a" * 64 in said
+    assert f"{published_here.address}{OFFICIAL}" in said
     assert not list(places["hf"].rglob("*.safetensors"))
     assert not list(places["hf"].rglob("blobs/*"))
 
 
 @pytest.mark.parametrize("own", [True, False])
 def test_from_the_authors_where_the_hub_has_none(
-    own: bool,
-    published_here: Server,
-    tensors: dict[str, torch.Tensor],
-    places: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    own: bool, published_here: Server, authors: bytes, places: dict[str, Path], monkeypatch: Any, capsys: Any
 ) -> None:
     if not own:
         monkeypatch.delenv("CONVNEXT_WEIGHTS")
-    published_here.files[OFFICIAL] = content = torch_file(tensors, tmp_path)
-    published_here.cuts = [5_000_000]
-    monkeypatch.setattr("convnext.weights.download.WAITS", (0.01,))
-    path = fetch("convnextv2_atto", "in1k")
-    assert path == places["own" if own else "cache"] / ROW.file
-    assert path.read_bytes() == content
-    said = capsys.readouterr().err
-    assert "timm/convnextv2_atto.fcmae_ft_in1k on the Hugging Face hub: " in said
-    assert f"trying {published_here.address}{OFFICIAL}" in said
-    assert [request.range for request in published_here.asked if request.path == OFFICIAL] == [None, "bytes=5000000-"]
-    assert fetch("convnextv2_atto", "in1k") == path
+    published_here.files[OFFICIAL] = authors
+    with ThreadPoolExecutor(3) as pool:  # as the ranks of a training: one downloads, the others wait
+        paths = {done.result() for done in [pool.submit(fetch, *NAME) for _ in range(3)]}
+    folder = places["own" if own else "cache"]
+    assert paths == {folder / ROW.file}
+    assert (folder / ROW.file).read_bytes() == authors
+    assert left(folder) == {ROW.file}
+    assert published_here.requests.count(("GET", OFFICIAL)) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "timm/convnextv2_atto.fcmae_ft_in1k" in said.err
+    assert f"{published_here.address}{OFFICIAL}" in said.err
+    assert socket.getdefaulttimeout() is None
 
 
-def test_a_file_smaller_than_its_tensors_is_refused(published_here: Server, places: dict[str, Path]) -> None:
-    published_here.files[OFFICIAL] = b"<html>sign in first</html>"
-    with pytest.raises(RunError, match=f"it has 26 bytes, and its tensors alone take {4 * 3_708_400:,}. It is deleted"):
-        fetch("convnextv2_atto", "in1k")
-    assert not list(places["own"].glob("convnextv2*"))
+def test_what_is_not_the_whole_file_never_takes_its_name(
+    published_here: Server, authors: bytes, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext.weights.hub.TIMEOUT", 0.3)
+
+    def refused(content: bytes, says: str) -> None:
+        published_here.files[OFFICIAL] = content
+        with pytest.raises(RunError, match=says) as error:
+            fetch(*NAME)
+        assert f"{published_here.address}{OFFICIAL}" in str(error.value)
+        assert left(places["own"]) == set()
+
+    refused(b"<html>sign in first</html>", f"{ROW.tensor_bytes:,}")
+    half = len(authors) // 2
+    refused(authors[:half] + b"????" + authors[half + 4 :], "checksum")
+    published_here.cut = 5_000_000
+    refused(authors, f"5,000,000 bytes of {len(authors):,}")
+    published_here.pause = 1.0
+    refused(authors, "timed out")
+    published_here.cut, published_here.pause = None, 0.0
+    assert fetch(*NAME).read_bytes() == authors
 
 
-def test_checksum_and_size_of_the_table_are_kept_to(published_here: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    published_here.files[OFFICIAL] = b"1" * ROW.tensor_bytes
-    key = ("convnextv2_atto", "in1k")
-    monkeypatch.setitem(PUBLISHED, key, replace(ROW, sha256="b" * 64))
-    with pytest.raises(RunError, match=f"its SHA-256 is [0-9a-f]{{64}}, not {'b' * 64}"):
-        fetch(*key)
-    monkeypatch.setitem(PUBLISHED, key, replace(ROW, bytes=7))
-    with pytest.raises(RunError, match=f"has {ROW.tensor_bytes:,} bytes, not 7"):
-        fetch(*key)
+def test_a_full_disk_and_a_folder_that_cannot_be_written_to_are_named(
+    published_here: Server, authors: bytes, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published_here.files[OFFICIAL] = authors
 
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-def lines_for(places: dict[str, Path], base: str) -> list[str]:
-    """What to do by hand, for the checkpoint of these tests."""
-    return [
-        f"- get {base}/convnextv2/im1k/convnextv2_atto_1k_224_ema.pt (14.8 MB or more) and put "
-        f"convnextv2_atto_1k_224_ema.pt into {places['own']} here, or set CONVNEXT_WEIGHTS to the folder that has it",
-        "- run `hf download timm/convnextv2_atto.fcmae_ft_in1k model.safetensors` and copy the folder "
-        f"models--timm--convnextv2_atto.fcmae_ft_in1k of its cache into {places['hf']} here",
-    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.hub, "download_url_to_file", full)
+        with pytest.raises(RunError, match=f"disk is full.*{ROW.file}"):
+            fetch(*NAME)
+    places["own"].rename(places["own"].with_name("elsewhere"))
+    places["own"].write_text("a file")
+    with pytest.raises(RunError, match=f"cannot write .*{ROW.file}"):
+        fetch(*NAME)
 
 
 def test_not_to_be_had_anywhere(published_here: Server, places: dict[str, Path]) -> None:
-    with pytest.raises(RunError) as raised:
-        fetch("convnextv2_atto", "in1k")
-    first, *ways = str(raised.value).splitlines()
-    assert first.startswith("no in1k weights of convnextv2_atto on this machine (timm/convnextv2_atto.fcmae_ft_in1k on")
-    assert f"{published_here.address}{OFFICIAL}: the server answers 404 Not Found)" in first
-    assert [way.strip() for way in ways] == [
-        *lines_for(places, f"{published_here.address}/convnext"),
-        "With HF_HUB_OFFLINE=1 this program asks no network and says this at once.",
-    ]
-    assert not list(places["own"].glob("convnextv2*"))
+    with pytest.raises(RunError, match="404") as raised:
+        fetch(*NAME)
+    said = str(raised.value)
+    for named in (
+        f"{published_here.address}{OFFICIAL}",
+        ROW.file,
+        str(places["own"]),
+        "CONVNEXT_WEIGHTS",
+        "hf download",
+    ):
+        assert named in said
+    assert str(places["hf"]) in said
+    assert left(places["own"]) == set()
 
 
-def test_offline_asks_no_network(
-    published_here: Server, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "CONVNEXT_OFFLINE"])
+def test_offline_uses_no_network(
+    variable: str, published_here: Server, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RunError) as raised:
-        fetch("convnextv2_atto", "in1k")
-    first, *ways = str(raised.value).splitlines()
-    assert "(HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so no download was tried)" in first
-    assert [way.strip() for way in ways] == [
-        *lines_for(places, f"{published_here.address}/convnext"),
-        "- unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to let this program download it",
-    ]
+    if variable == "HF_HUB_OFFLINE":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setenv(variable, "1")
+    with pytest.raises(RunError, match=variable) as raised:
+        fetch(*NAME)
+    assert ROW.file in str(raised.value)
+    assert str(places["own"]) in str(raised.value)
     with pytest.raises(RunError) as raised:
         fetch("convnext_isotropic_small", "in1k")
     assert "hf download" not in str(raised.value)
-    assert not published_here.asked
+    assert not published_here.requests
 
 
 CODE = """
@@ -190,20 +211,19 @@ except RunError as error:
 def fetch_elsewhere(base: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Fetch in a process of its own, with an environment of its own."""
     folders = {"CONVNEXT_WEIGHTS": tmp_path / "own", "TORCH_HOME": tmp_path / "torch", "HF_HOME": tmp_path / "home"}
-    words = [sys.executable, "-c", CODE, base]
+    command = [sys.executable, "-c", CODE, base]
     named = {name: str(folder) for name, folder in folders.items()}
-    return subprocess.run(words, env=os.environ | named | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=os.environ | named | environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", pytest.param("weights.invalid", marks=pytest.mark.slow)])
-def test_without_a_network_the_word_comes_soon(host: str, tmp_path: Path) -> None:
+def test_without_a_network_the_error_comes_soon(host: str, tmp_path: Path) -> None:
     start = time.perf_counter()
     done = fetch_elsewhere(f"http://{host}/convnext", tmp_path, HF_ENDPOINT=f"http://{host}")
     assert time.perf_counter() - start < 10 + 5  # 5 to start Python and torch
     assert done.returncode == 1
-    assert f"http://{host}{OFFICIAL}: no connection (" in done.stderr
-    assert f"put convnextv2_atto_1k_224_ema.pt into {tmp_path / 'own'} here" in done.stderr
-    assert f"of its cache into {tmp_path / 'home' / 'hub'} here" in done.stderr
+    for named in (f"http://{host}{OFFICIAL}", ROW.file, str(tmp_path / "own"), str(tmp_path / "home" / "hub")):
+        assert named in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -215,6 +235,6 @@ def test_the_environment_names_another_hub(server: Server, tmp_path: Path, tenso
     path = Path(done.stdout.strip())
     assert path.read_bytes() == content
     assert path.is_relative_to(tmp_path / "home" / "hub" / "models--timm--convnextv2_atto.fcmae_ft_in1k")
-    asked = len(server.asked)
+    asked = len(server.requests)
     again = fetch_elsewhere("http://weights.invalid", tmp_path, HF_ENDPOINT=server.address, HF_HUB_OFFLINE="1")
-    assert (again.stdout.strip(), len(server.asked)) == (str(path), asked)
+    assert (again.stdout.strip(), len(server.requests)) == (str(path), asked)

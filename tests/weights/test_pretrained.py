@@ -49,11 +49,11 @@ def test_from_the_server_to_the_outputs(published_here: Server, tmp_path: Path) 
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(model.eval()(images), theirs(images))
-    asked = len(published_here.asked)
+    asked = len(published_here.requests)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the licence is said once
         again = create_model("convnextv2_atto", pretrained=True)
-    assert len(published_here.asked) == asked
+    assert len(published_here.requests) == asked
     assert torch.equal(again.get_parameter("head.weight"), theirs.get_parameter("head.weight"))
 
 
@@ -87,19 +87,19 @@ def test_masked_pre_training_has_neither_classifier_nor_final_norm(published_her
 def test_without_pretrained_nothing_is_asked_for(published_here: Server) -> None:
     for absent in (None, False):
         assert isinstance(create_model("convnextv2_atto", pretrained=absent, num_classes=3), nn.Module)
-    assert not published_here.asked
+    assert not published_here.requests
 
 
 def test_the_meta_device_holds_no_weights(published_here: Server) -> None:
     with torch.device("meta"), pytest.raises(UsageError, match="meta device"):
         create_model("convnextv2_atto", pretrained="in1k")
-    assert not published_here.asked
+    assert not published_here.requests
 
 
 def test_not_to_be_had(published_here: Server) -> None:
-    with pytest.raises(RunError, match=r"no in1k weights of convnextv2_atto on this machine \(.*404"):
+    with pytest.raises(RunError, match="404"):
         create_model("convnextv2_atto", pretrained="in1k")
-    assert published_here.asked
+    assert published_here.requests
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def models(
     from convnext.console import console_on
     from convnext.models.family import family
     from convnext.study.study_table import family_table
-    from convnext.weights.listing import listing, listing_table
+    from convnext.weights.published import listing, listing_table
 
     if pretrained and image_size is not None:
         raise UsageError("published weights have an image size of their own: leave --image-size or --pretrained out")

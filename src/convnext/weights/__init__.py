@@ -1,8 +1,8 @@
 """Weights: read from files without running what is in them, fitted to a network, and published ones by name."""
 
-from convnext.weights.hub import at_hand, fetch
+from convnext.weights.hub import fetch
 from convnext.weights.loading import Loaded, load_weights
-from convnext.weights.published import PUBLISHED, Published
+from convnext.weights.published import PUBLISHED, Published, at_hand
 from convnext.weights.tags import Resolved, resolve
 
 __all__ = ["PUBLISHED", "Loaded", "Published", "Resolved", "at_hand", "fetch", "load_weights", "resolve"]

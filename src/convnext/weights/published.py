@@ -1,11 +1,17 @@
-"""The authors' checkpoints as data."""
+"""The authors' checkpoints: a table, which of them are on this machine, and the list that users see."""
 
+import os
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
+from rich.table import Table
 
 from convnext.errors import UsageError, unknown_name
+from convnext.files import user_cache
 from convnext.models import create_model
 
 BASE = "https://dl.fbaipublicfiles.com/convnext"
@@ -19,6 +25,8 @@ DATA = {
 }
 TIMM_TAGS = {"in1k": "fb_in1k", "in22k": "fb_in22k", "in22k_in1k": "fb_in22k_ft_in1k"}
 TIMM_V2_TAGS = {"in1k": "fcmae_ft_in1k", "in22k_in1k": "fcmae_ft_in22k_in1k", "fcmae": "fcmae"}
+HUB_FILE = "model.safetensors"  # of timm's copies
+WIDE = 110  # columns of a terminal with room for the data of every row
 
 
 @dataclass(frozen=True)
@@ -26,21 +34,17 @@ class Published:
     """A published checkpoint.
 
     Attributes:
-        variant: the network's name.
-        tag: what it was trained on: ``in1k``, ``in22k``, ``in22k_in1k`` (pre-trained, then fine-tuned), with ``_384``
-            or ``_512`` for another image size than 224; ``fcmae`` for masked pre-training without labels.
-        file: the file's name.
-        top1: ImageNet-1K top-1 accuracy in %, as its authors state it; None where it has no 1000 classes.
-        sha256: of the file, where it is known.
-        bytes: of the file, where it is known.
+        variant: the model's name.
+        tag: the training data: ``in1k``, ``in22k``, ``in22k_in1k`` (pre-trained, then fine-tuned), with ``_384`` or
+            ``_512`` for another image size than 224; ``fcmae`` for masked pre-training without labels.
+        file: name of the authors' file.
+        top1: ImageNet-1K top-1 accuracy in %, as the papers state it; None without 1000 classes.
     """
 
     variant: str
     tag: str
     file: str
     top1: float | None
-    sha256: str | None = None
-    bytes: int | None = None
 
     @property
     def kind(self) -> str:
@@ -49,38 +53,38 @@ class Published:
 
     @property
     def is_v2(self) -> bool:
-        """Whether it is a ConvNeXt V2."""
+        """True for ConvNeXt V2."""
         return self.variant.startswith("convnextv2_")
 
     @property
     def data(self) -> str:
-        """What it was trained on."""
+        """The training data, for the user."""
         return DATA[self.kind]
 
     @property
     def classes(self) -> int:
-        """Classes of its classifier; 0 where it has none."""
+        """Number of classes; 0 without a classifier."""
         return CLASSES.get(self.kind, 1000)
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of the images that it was trained on."""
+        """Pixels a side of the training images."""
         size = self.tag.rpartition("_")[2]
         return int(size) if size.isdigit() else 224
 
     @property
     def licence(self) -> str:
-        """The SPDX name of the weights' licence."""
+        """The SPDX name of the licence."""
         return "CC-BY-NC-4.0" if self.is_v2 else "MIT"
 
     @property
     def address(self) -> str:
-        """Where its authors publish it."""
+        """The URL of the authors' file."""
         return f"{BASE}/{FOLDERS[self.kind]}/{self.file}" if self.is_v2 else f"{BASE}/{self.file}"
 
     @property
     def hub(self) -> str | None:
-        """The repository of timm's copy on the Hugging Face hub; None where timm has none."""
+        """The repository of timm's copy on the Hugging Face hub; None if there is none."""
         if self.variant.startswith("convnext_isotropic_") or (not self.is_v2 and self.tag == "in1k_384"):
             return None
         tag = (TIMM_V2_TAGS if self.is_v2 else TIMM_TAGS)[self.kind]
@@ -88,12 +92,12 @@ class Published:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of its tensors, counted from the network: the file is a little larger, and never smaller."""
+        """Bytes of the tensors; the file is a little larger."""
         return tensor_bytes(self.variant, self.classes)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be said to who uses it."""
+        """Warnings for whoever uses the weights."""
         if self.licence == "MIT":
             return ()
         return (f"{self.variant}'s {self.tag} weights are licensed under {self.licence}: for non-commercial use only",)
@@ -101,7 +105,7 @@ class Published:
 
 @cache
 def tensor_bytes(variant: str, classes: int) -> int:
-    """Bytes of a network's parameters in 32 bits; without classes, also without the final norm, as FCMAE leaves it."""
+    """Bytes of a model's parameters in fp32; without classes also without the final norm, as FCMAE leaves it."""
     with torch.device("meta"):
         model = create_model(variant, num_classes=classes)
     return sum(
@@ -165,10 +169,10 @@ PUBLISHED = {(row.variant, row.tag): row for row in ROWS}
 
 
 def published(variant: str, tag: str) -> Published:
-    """The checkpoint of a network by its tag.
+    """Return a model's checkpoint by its tag.
 
     Raises:
-        UsageError: there is none; the message lists what there is.
+        UsageError: there is none; the message lists those that exist.
     """
     tags = tags_of(variant)
     if not tags:
@@ -180,5 +184,83 @@ def published(variant: str, tag: str) -> Published:
 
 
 def tags_of(variant: str) -> list[str]:
-    """The tags of a network's published checkpoints."""
+    """The tags of a model's published checkpoints."""
     return [row.tag for row in ROWS if row.variant == variant]
+
+
+def weights_cache() -> Path:
+    """The folder for downloaded weights: ``CONVNEXT_WEIGHTS``, or ``convnext/weights`` in the user's cache."""
+    return Path(os.environ["CONVNEXT_WEIGHTS"]) if "CONVNEXT_WEIGHTS" in os.environ else user_cache("weights")
+
+
+def at_hand(variant: str, tag: str | None = None) -> Path | None:
+    """Return the file of a published checkpoint on this machine, or None; no network is used.
+
+    Searched under the authors' file name in ``CONVNEXT_WEIGHTS``, torch hub's folder, and ``convnext/weights`` in the
+    user's cache; then as timm's copy in the Hugging Face hub's cache.
+
+    Args:
+        variant: a model's name.
+        tag: of the checkpoint; by default the first that is found, in the order of ``PUBLISHED``.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for row in (published(variant, wanted) for wanted in (tags_of(variant) if tag is None else [tag])):
+        for folder in (weights_cache(), Path(torch.hub.get_dir()) / "checkpoints", user_cache("weights")):
+            if (folder / row.file).is_file():
+                return folder / row.file
+        copy = try_to_load_from_cache(row.hub, HUB_FILE) if row.hub else None
+        if isinstance(copy, str):
+            return Path(copy)
+    return None
+
+
+def listing(pattern: str = "*") -> list[dict[str, Any]]:
+    """List the published checkpoints of the models that match a shell-style ``pattern``.
+
+    ``bytes`` are those of the tensors; the files are a little larger. ``at_hand`` is the file's path on this machine.
+
+    Raises:
+        UsageError: nothing matches.
+    """
+    rows = [row for row in ROWS if fnmatchcase(row.variant, pattern)]
+    if not rows:
+        raise unknown_name("model with published weights", pattern, dict.fromkeys(row.variant for row in ROWS))
+    found = [at_hand(row.variant, row.tag) for row in rows]
+    return [
+        {
+            "name": row.variant,
+            "tag": row.tag,
+            "data": row.data,
+            "image_size": row.image_size,
+            "classes": row.classes,
+            "paper_top1": row.top1,
+            "licence": row.licence,
+            "bytes": row.tensor_bytes,
+            "file": row.file,
+            "address": row.address,
+            "hub_repository": row.hub,
+            "at_hand": str(path) if path else None,
+        }
+        for row, path in zip(rows, found, strict=True)
+    ]
+
+
+def listing_table(rows: list[dict[str, Any]], width: int) -> Table:
+    """Format :func:`listing` for a terminal of ``width`` columns."""
+    is_wide = width >= WIDE
+    caption = "top-1 as the papers state it, ImageNet-1K; MB of the tensors, the file is a little larger"
+    caption += "" if is_wide else "".join(f"\n{tag}: {data}" for tag, data in DATA.items())
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("model", "tag", "data") if is_wide else ("model", "tag"):
+        table.add_column(name, no_wrap=True)
+    for name in ("px", "paper's\ntop-1 %", "MB"):
+        table.add_column(name, justify="right")
+    table.add_column("licence", no_wrap=True)
+    table.add_column("here")
+    for row in rows:
+        top1 = "-" if row["paper_top1"] is None else f"{row['paper_top1']:.1f}"
+        figures = (str(row["image_size"]), top1, f"{row['bytes'] / 1e6:,.0f}")
+        data = (row["data"],) if is_wide else ()
+        table.add_row(row["name"], row["tag"], *data, *figures, row["licence"], "yes" if row["at_hand"] else "no")
+    return table
