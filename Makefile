@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LATEST := .venv-latest
 DEMO := runs/demo
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow lint bench bench-gpu clean
+.PHONY: demo test test-slow test-latest lint bench bench-gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -31,6 +32,12 @@ test: $(VENV)/installed-test  ## everything but the slow tests, in two processes
 
 test-slow: $(VENV)/installed-test
 	$(PYTEST) -m slow
+
+test-latest: BIN := $(LATEST)/bin
+test-latest:  ## as test, with the newest releases: neither constraints.txt nor pip's configuration files hold them back
+	$(PYTHON) -m venv $(LATEST)
+	PIP_CONFIG_FILE=/dev/null PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test]'
+	$(PYTEST)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
@@ -57,4 +64,4 @@ bench-gpu: $(VENV)/installed-bench  ## the fused kernels on this machine's GPU, 
 	$(BIN)/python benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LATEST) runs
