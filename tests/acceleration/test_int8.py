@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.acceleration.cpu.fused_network import FusedNetwork
+from convnext.acceleration.cpu.inference_kernels import Range, rounded_weight
 from convnext.acceleration.folding import folded
-from convnext.acceleration.int8 import Int8Block, Int8Linear, agreement, quantize, reason_against_kernels
-from convnext.acceleration.ranges import Range, observe, rounded_weight
+from convnext.acceleration.int8 import Int8Block, Int8Linear, agreement, observe, quantize, reason_against_kernels
 from convnext.errors import UsageError
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
 from tests.acceleration.cpu.cases import LIBRARIES, take_inference_library
@@ -192,7 +192,7 @@ def test_the_kernels_round_as_a_network_of_rounded_layers(library: str, monkeypa
     ranges = observe(reference, [layer for block in blocks for layer in (block.pwconv1, block.pwconv2)], images)
     for block in blocks:
         round_factors(block.pwconv1, ranges[block.pwconv1])
-        round_factors(block.pwconv2, ranges[block.pwconv2].behind_gelu())
+        round_factors(block.pwconv2, ranges[block.pwconv2].after_gelu())
     wanted = logits(reference.double(), images.double())
     # Where a value lies between two steps, the last bit decides which it goes to; unrelated errors would give 1.4.
     assert (ours - wanted).norm() < 0.5 * (exact - wanted).norm()
@@ -247,7 +247,7 @@ def test_calibration_that_is_none() -> None:
     model = untrained("convnext_atto")
     for images, words in (
         (torch.zeros(0, 3, 64, 64), "no images"),
-        (torch.zeros(3, 64, 64), r"\(N, in_channels, H, W\)"),
+        (torch.zeros(3, 64, 64), r"\(N, in_chans, H, W\)"),
         (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "normalised images"),
         (torch.full((2, 3, 64, 64), torch.nan), "not finite"),
         (torch.zeros(2, 3, 64, 64, device="meta"), "images are on meta"),

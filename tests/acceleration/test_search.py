@@ -1,4 +1,4 @@
-"""The fastest equivalent: what is tried and reported, remembered, refused; and its use in long jobs."""
+"""The fastest variant: what is tried and reported, remembered, refused; and what pays within a job."""
 
 import json
 from collections.abc import Callable
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import convnext
 import convnext.files
-from convnext.acceleration import job
-from convnext.acceleration import search as optimize
-from convnext.acceleration.candidates import Candidate, Form
-from convnext.acceleration.job import Job, for_job
+from convnext.acceleration import search
+from convnext.acceleration.candidates import Candidate, Variant
+from convnext.acceleration.cpu.native import available
+from convnext.acceleration.gpu.triton_runtime import has_triton, interpreted
+from convnext.acceleration.search import Optimized
 from convnext.device import has_cpu_bf16
 from convnext.errors import RunError, UsageError
 from convnext.models.convnext import ConvNeXt, ConvNeXtV2
@@ -27,7 +28,7 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty memory of choices; rounds of one."""
     use_cache(tmp_path / "cache", monkeypatch)
-    monkeypatch.setattr(optimize, "ROUNDS", 1)
+    monkeypatch.setattr(search.Search.measured, "__defaults__", (1, 1, 1.0))
 
 
 @pytest.fixture
@@ -36,16 +37,16 @@ def model() -> ConvNeXt:
 
 
 @pytest.fixture
-def forms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let these forms be tried, each a name with a function of the network and images."""
+def variants(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let these variants be tried, each a name with a function of the model and images."""
 
     def use(seconds: float = 0, precision: str = "fp32", fixed: bool = False, **runs: Any) -> None:
-        def made(run: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[nn.Module], Form]:
-            return lambda model: Form(lambda images: run(model, images), fixed)
+        def made(run: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[nn.Module], Variant]:
+            return lambda model: Variant(lambda images: run(model, images), fixed)
 
-        found = [Candidate("eager", "fp32", Form)]
+        found = [Candidate("eager", "fp32", Variant)]
         found += [Candidate(name, precision, made(run), seconds) for name, run in runs.items()]
-        monkeypatch.setattr(optimize, "candidates", lambda *_: found)
+        monkeypatch.setattr(search, "candidates", lambda *_, **__: found)
 
     return use
 
@@ -65,8 +66,8 @@ def test_it_gives_the_network_s_outputs_with_a_report(model: ConvNeXt) -> None:
     assert names["folded", "fp32"].difference == pytest.approx(0, abs=1e-5)
     assert not fast.report.remembered
     assert not fast.report.chosen.dropped
-    # A form takes turns with the best one so far: between it and the first, the machine may have become slower.
-    assert fast.report.times_as_fast > 0.5
+    # A variant is interleaved with the best one so far: between it and the first, the machine may have become slower.
+    assert fast.report.speedup > 0.5
     assert fast.report.choice in str(fast.report)
     tolerance = 5e-2 if fast.report.precision == "bf16" else 1e-5
     for count in (1, 3, 4, 9):
@@ -85,7 +86,7 @@ def test_outputs_may_be_trained_on(model: ConvNeXt) -> None:
 
 def test_the_second_call_does_not_measure(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
     first = convnext.accelerate(model, IMAGES, precision="fp32", seconds=20)
-    monkeypatch.setattr(optimize, "alternate", lambda *_, **__: pytest.fail("it measured"))
+    monkeypatch.setattr(search, "alternate", lambda *_, **__: pytest.fail("it measured"))
     other = ConvNeXt(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10, layer_scale_init_value=0.5)
     again = convnext.accelerate(other, IMAGES, precision="fp32", seconds=20)
     assert again.report.remembered
@@ -124,8 +125,8 @@ def test_without_a_cache_it_measures(model: ConvNeXt, tmp_path: Path, monkeypatc
     assert convnext.accelerate(model, IMAGES, precision="fp32", seconds=0).report.choice == "eager"
 
 
-def test_what_fails_or_differs_is_dropped_with_the_reason(model: ConvNeXt, forms: Callable[..., None]) -> None:
-    forms(
+def test_what_fails_or_differs_is_dropped_with_the_reason(model: ConvNeXt, variants: Callable[..., None]) -> None:
+    variants(
         breaks=lambda *_: 1 / 0,
         differs=lambda model, images: model(images) * 1.1,
         nan=lambda model, images: model(images) * torch.nan,
@@ -138,16 +139,16 @@ def test_what_fails_or_differs_is_dropped_with_the_reason(model: ConvNeXt, forms
     assert dropped["nan"] == "its outputs are not finite"
 
 
-def test_a_remembered_form_that_differs_now_is_not_taken(model: ConvNeXt, forms: Callable[..., None]) -> None:
-    forms(quick=lambda model, images: model.answer if len(images) == 4 else None)
+def test_a_remembered_variant_that_differs_now_is_not_taken(model: ConvNeXt, variants: Callable[..., None]) -> None:
+    variants(quick=lambda model, images: model.answer if len(images) == 4 else None)
     model.answer = model(IMAGES).detach()
     assert convnext.accelerate(model, IMAGES).report.choice == "quick"
     model.answer = model.answer + 1
     assert convnext.accelerate(model, IMAGES).report.choice == "eager"
 
 
-def test_nothing_begins_that_would_end_too_late(model: ConvNeXt, forms: Callable[..., None]) -> None:
-    forms(seconds=50, late=exact)
+def test_nothing_begins_that_would_end_too_late(model: ConvNeXt, variants: Callable[..., None]) -> None:
+    variants(seconds=50, late=exact)
     (_, late) = convnext.accelerate(model, IMAGES, seconds=49).report.tried
     assert late.dropped == "not tried, the time was up"
     assert late.images_per_second is None
@@ -158,7 +159,7 @@ def test_nothing_begins_that_would_end_too_late(model: ConvNeXt, forms: Callable
     assert with_more_time.tried[1].images_per_second
 
 
-def test_a_form_for_one_shape_takes_any_number_and_size(model: ConvNeXt, forms: Callable[..., None]) -> None:
+def test_a_variant_for_one_shape_takes_any_number_and_size(model: ConvNeXt, variants: Callable[..., None]) -> None:
     shapes = []
 
     def run(model: Any, images: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def test_a_form_for_one_shape_takes_any_number_and_size(model: ConvNeXt, forms: 
         return model.answer if len(shapes) < 4 else model(images)
 
     model.answer = model(IMAGES).detach()
-    forms(fixed=True, one=run)
+    variants(fixed=True, one=run)
     fast = convnext.accelerate(model, IMAGES)
     assert fast.report.choice == "one"
     for images in (
@@ -178,7 +179,7 @@ def test_a_form_for_one_shape_takes_any_number_and_size(model: ConvNeXt, forms: 
 
 
 def quantized(offset: float) -> Callable[[nn.Module, Tensor], Tensor]:
-    """A form whose best class is another for the images whose first pixel is above an offset."""
+    """A variant whose best class is another for the images whose first pixel is above an offset."""
 
     def run(model: nn.Module, images: Tensor) -> Tensor:
         outputs, wrong = model(images), images[:, 0, 0, 0] > offset
@@ -189,12 +190,12 @@ def quantized(offset: float) -> Callable[[nn.Module, Tensor], Tensor]:
 
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_int8_is_refused_where_it_disagrees_unless_forced(
-    model: ConvNeXt, forms: Callable[..., None], wrong: int
+    model: ConvNeXt, variants: Callable[..., None], wrong: int
 ) -> None:
     calibration = torch.randn(40, 3, 32, 32)
     calibration[:, 0, 0, 0] = torch.arange(40)
     example = calibration[:4]
-    forms(precision="int8", int8=quantized(39 - wrong))
+    variants(precision="int8", int8=quantized(39 - wrong))
     report = convnext.accelerate(model, example, precision="int8", calibration=calibration).report
     assert report.tried[1].agreement == 1 - wrong / 40
     assert bool(report.tried[1].dropped) == (wrong > 0)
@@ -260,7 +261,7 @@ def test_kernels_off_says_why(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [ConvNeXt, ConvNeXtV2])
 @pytest.mark.filterwarnings("default")
-def test_the_compiled_form_takes_a_partial_batch(build: Any) -> None:
+def test_the_compiled_variant_takes_a_partial_batch(build: Any) -> None:
     model = build((1, 1, 1, 1), 16, num_classes=10).eval()
     report = convnext.accelerate(model, IMAGES, seconds=600).report
     compiled = [row for row in report.tried if row.name == "compiled"]
@@ -268,63 +269,81 @@ def test_the_compiled_form_takes_a_partial_batch(build: Any) -> None:
     assert [row.difference for row in compiled] == pytest.approx([0] * len(compiled), abs=5e-2)
 
 
-def run_job(model: nn.Module, images: int | None, batches: int = 3) -> tuple[list[Tensor], list[str]]:
-    said: list[str] = []
-    network = for_job(model, torch.device("cpu"), images, said.append)
+def run_job(model: nn.Module, images: int, seconds: float = 120) -> nn.Module:
+    faster = convnext.accelerate(model, IMAGES, images=images, seconds=seconds)
     with torch.inference_mode():
-        return [network(IMAGES) for _ in range(batches)], said
+        for count in (4, 1):
+            torch.testing.assert_close(faster(IMAGES[:count]), model(IMAGES[:count]), rtol=1e-4, atol=1e-5)
+    return faster
 
 
-def test_a_long_job_goes_on_by_the_kernels(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "times_as_fast", lambda *_: 1.25)
-    monkeypatch.setattr(job, "MAKING", -1.0)
-    monkeypatch.setattr(job, "is_built", lambda: True)
-    outputs, said = run_job(model, 1000)
-    if said:  # not where no compiler is
-        assert said == ["optimised: folded, own kernels, 1.2 times as fast"]
-    for output in outputs:
-        torch.testing.assert_close(output, model(IMAGES), rtol=1e-4, atol=1e-5)
+@pytest.fixture
+def long_job(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let any job be long enough for the kernels, with this speedup, but not for a search."""
+
+    def use(speedup: float) -> None:
+        monkeypatch.setattr(search, "times_as_fast", lambda *_: speedup)
+        monkeypatch.setattr(search, "PACK_SECONDS", 0.0)
+        monkeypatch.setattr(search, "is_built", lambda: True)
+
+    return use
 
 
-def test_another_network_goes_on_in_what_optimize_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not available(), reason="no C compiler here")
+def test_a_long_job_is_computed_by_the_kernels(model: ConvNeXt, long_job: Callable[[float], None]) -> None:
+    long_job(1.25)
+    faster = run_job(model, 1000)
+    assert isinstance(faster, Optimized)
+    assert [(row.name, row.precision) for row in faster.report.tried] == [("eager", "fp32"), ("kernels", "fp32")]
+    assert faster.report.choice == "kernels"
+    assert faster.report.speedup > 0
+    assert faster.report.batch == 4
+
+
+def test_another_model_is_searched_for_in_a_long_job(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ConvNeXtV2(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10).eval()
-    monkeypatch.setattr(job, "SEARCH", 1e-9)
-    monkeypatch.setattr(job, "times_as_fast", lambda *_: 2.0)
-    outputs, said = run_job(model, None)
-    (line,) = said
-    assert line.startswith("optimised: ")
-    assert line.endswith(", fp32, 2.0 times as fast")
-    torch.testing.assert_close(outputs[-1], model(IMAGES), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(search, "SEARCH_SECONDS", 1e-9)
+    assert isinstance(run_job(model, 10**6), Optimized)
+    monkeypatch.setattr(search, "SEARCH_SECONDS", 100)
+    assert run_job(model, 10**9, seconds=10) is model
 
 
-def test_a_short_job_stays_as_it_is(model: ConvNeXt) -> None:
-    outputs, said = run_job(model, 12)
-    assert said == []
-    assert all(torch.equal(output, model(IMAGES)) for output in outputs)
+@pytest.mark.parametrize("images", [0, 2, 15])
+def test_a_short_job_is_computed_by_the_model_at_once(model: ConvNeXt, images: int) -> None:
+    model.register_forward_hook(lambda *_: pytest.fail("the model was called"))
+    assert convnext.accelerate(model, IMAGES, images=images) is model
 
 
-@pytest.mark.parametrize("flaw", ["slower", "other outputs", "fails"])
-def test_a_job_keeps_the_network_where_the_form_is_no_gain(
-    model: ConvNeXt, monkeypatch: pytest.MonkeyPatch, flaw: str
+@pytest.mark.parametrize("flaw", ["short", "slower", "other outputs", "fails", "off"])
+def test_a_job_keeps_the_model_where_a_variant_is_no_gain(
+    model: ConvNeXt, long_job: Callable[[float], None], monkeypatch: pytest.MonkeyPatch, flaw: str
 ) -> None:
-    monkeypatch.setattr(job, "times_as_fast", lambda *_: 0.9 if flaw == "slower" else 2.0)
-    monkeypatch.setattr(job, "MAKING", -1.0)
-    monkeypatch.setattr(job, "is_built", lambda: True)
+    long_job(0.9 if flaw == "slower" else 2.0)
+    if flaw == "short":
+        monkeypatch.setattr(search, "PACK_SECONDS", 1e9)
+    if flaw == "off":
+        monkeypatch.setenv("CONVNEXT_KERNELS", "off")
 
-    def make(_: nn.Module) -> nn.Module:
+    def make(*_: Any) -> Variant:
         if flaw == "fails":
             raise RunError("no")
         other = ConvNeXt(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10).eval()
-        return other if flaw == "other outputs" else model
+        return Variant(other if flaw == "other outputs" else model)
 
-    monkeypatch.setattr(job, "fused", make)
-    outputs, said = run_job(model, 1000)
-    assert said == []
-    assert all(torch.equal(output, model(IMAGES)) for output in outputs)
+    monkeypatch.setattr(search, "kernels", make)
+    assert run_job(model, 1000) is model
 
 
-def test_a_network_on_another_device_or_in_bf16_is_left(model: ConvNeXt) -> None:
-    assert for_job(model, torch.device("meta"), 10**6, print) is model
-    assert isinstance(for_job(model, torch.device("cpu"), 10**6, print), Job)
+def test_a_job_on_another_device_or_in_bf16_is_left(model: ConvNeXt) -> None:
+    assert convnext.accelerate(model, IMAGES.to("meta"), images=10**6) is model
     half = model.bfloat16()
-    assert for_job(half, torch.device("cpu"), 10**6, print) is half
+    assert convnext.accelerate(half, IMAGES, images=10**6) is half
+
+
+@pytest.mark.skipif(not has_triton() or not interpreted(), reason="needs Triton's interpreter")
+def test_kernels_in_triton_are_tried_where_they_are_asked_for(model: ConvNeXt) -> None:
+    for experimental in (False, True):
+        report = convnext.accelerate(model, IMAGES[:1], precision="fp32", seconds=30, experimental=experimental).report
+        fused = [row for row in report.tried if row.name == "fused"]
+        assert len(fused) == experimental
+        assert all(row.difference is not None and row.difference < 1e-5 for row in fused)

@@ -1,14 +1,14 @@
 """`accelerate`: the one switch for speed, for training and for inference; `restore` undoes it for training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from convnext.acceleration.enabled import enabled
-from convnext.acceleration.search import Optimized, optimize
+from convnext.acceleration import enabled
+from convnext.acceleration.search import Optimized, fastest, fastest_for_job
 from convnext.acceleration.swapping import Swap, restore, swap
 from convnext.errors import UsageError
 
@@ -37,6 +37,10 @@ def accelerate(
 
 
 @overload
+def accelerate(model: nn.Module, example: Tensor, *, images: int, seconds: float = 120) -> nn.Module: ...
+
+
+@overload
 def accelerate(
     model: nn.Module,
     example: Tensor,
@@ -45,6 +49,7 @@ def accelerate(
     seconds: float = 120,
     calibration: Tensor | None = None,
     force: bool = False,
+    experimental: bool = False,
 ) -> Optimized: ...
 
 
@@ -53,6 +58,7 @@ def accelerate(
     example: Tensor | None = None,
     *,
     training: bool = False,
+    images: int | None = None,
     precision: str = "auto",
     seconds: float = 120,
     calibration: Tensor | None = None,
@@ -65,8 +71,12 @@ def accelerate(
     For training, blocks and layers are swapped in place for subclasses whose kernels compute the step: on the CPU in C,
     on an NVIDIA GPU in Triton. Parameters stay the same objects under the same names, outputs and gradients differ by
     rounding, and evaluation is as before. Call it before activation checkpointing and ``torch.compile`` are set up;
-    :func:`restore` undoes it. For inference, the variants of the model that this machine can run are measured, and the
-    fastest one is returned: see :func:`~convnext.acceleration.search.optimize`.
+    :func:`restore` undoes it, :func:`acceleration_report` tells what was swapped.
+
+    For inference, the variants of the model that this machine can run are made, compared with the model's own outputs
+    and measured; the fastest is returned (:func:`~convnext.acceleration.search.fastest`), its figures in ``.report``.
+    With ``images``, the search is for one job, whose time it must not exceed: in fp32, and most often by this package's
+    kernels for ConvNeXt V1 or not at all (:func:`~convnext.acceleration.search.fastest_for_job`).
 
     ``CONVNEXT_KERNELS=off`` in the environment turns all kernels off.
 
@@ -74,6 +84,7 @@ def accelerate(
         model: of this package; in other models nothing is swapped for training.
         example: for inference, images (N, C, H, W) as they will come, in fp32, on the model's device.
         training: accelerate training rather than inference.
+        images: how many the job has; the model itself is returned where nothing pays within it.
         precision: of inference: fp32, bf16, auto (either) or int8 (any).
         seconds: that the search may take; variants that would take longer are not tried.
         calibration: images (N, C, H, W) that int8 is calibrated with.
@@ -86,12 +97,47 @@ def accelerate(
 
     Raises:
         UsageError: there is no example for inference, or another argument does not fit.
+        RunError: no variant gives the model's outputs.
     """
     if training:
         return accelerate_training(model, experimental, recompute)
     if example is None:
         raise UsageError("accelerate needs example images (N, C, H, W) for inference, or training=True")
-    return optimize(model, example, precision, seconds=seconds, calibration=calibration, force=force)
+    if images is not None:
+        return fastest_for_job(model, example, images, seconds)
+    options: dict[str, Any] = {
+        "seconds": seconds,
+        "calibration": calibration,
+        "force": force,
+        "experimental": experimental,
+    }
+    return fastest(model, example, precision, **options)
+
+
+def accelerate_job(
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    images: int,
+    report: Callable[[str], None],
+    seconds: float = 120,
+) -> nn.Module:
+    """Accelerate a model in evaluation mode for one job, with an example of no particular content.
+
+    Args:
+        model: the model.
+        shape: of the batches that will come, (N, C, H, W).
+        device: where they will be.
+        images: how many there will be.
+        report: called with a line on what was done, if anything was.
+        seconds: that the making of a faster variant may take.
+    """
+    count, channels, height, width = shape
+    image = torch.linspace(-1, 1, channels * height * width, device=device).view(1, channels, height, width)
+    faster = accelerate(model, image.expand(count, -1, -1, -1), images=images, seconds=seconds)
+    if isinstance(faster, Optimized):
+        report(f"accelerated: {faster.report.summary}")
+    return faster
 
 
 def accelerate_training(model: nn.Module, experimental: bool, recompute: bool) -> nn.Module:

@@ -1,8 +1,9 @@
-"""The forms of a network that :func:`convnext.optimize` tries, each with what it takes to make it."""
+"""The variants of a model that ``accelerate`` tries for inference, each with what it takes to make it."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,24 +12,24 @@ from torch import Tensor, nn
 from convnext import device as machine
 from convnext.acceleration.cpu.fused_network import FusedNetwork, can_fuse
 from convnext.acceleration.cpu.inference_kernels import BUILD_SECONDS, has_bf16, is_built
-from convnext.acceleration.folding import folded
+from convnext.acceleration.folding import can_fold, folded
 from convnext.acceleration.int8 import quantize
+from convnext.acceleration.swapping import swap
 from convnext.errors import UsageError
-from convnext.models.convnext import ConvNeXt, IsotropicConvNeXt
-from convnext.models.design import DesignNetwork
 
-COMPILE_SECONDS = 40  # about what torch.compile takes for a network
-QUANTIZE_SECONDS = 5  # about what int8 takes with a few dozen images to calibrate
+COMPILE_SECONDS = 40  # about what torch.compile takes for a model
+QUANTIZE_SECONDS = 5  # about what int8 takes with a few dozen calibration images
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("auto", *DTYPES, "int8")
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "int8": float("inf")}  # of the largest absolute output
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
 
-class Form(NamedTuple):
-    """A network made ready.
+class Variant(NamedTuple):
+    """A model made ready.
 
     Attributes:
         run: from images (N, C, H, W) in fp32 to outputs in fp32.
-        fixed: whether it was made for one shape of images, and takes others by being made again.
+        fixed: true if it was made for one shape of images only.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -37,47 +38,55 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A form that may be tried.
+    """A variant that may be tried.
 
     Attributes:
-        name: what the report calls it.
+        name: its name in the report.
         precision: fp32, bf16 or int8.
-        make: makes it of the network.
+        make: makes it of the model.
         seconds: about what that takes.
     """
 
     name: str
     precision: str
-    make: Callable[[nn.Module], Form]
+    make: Callable[[nn.Module], Variant]
     seconds: float = 0
 
 
-def candidates(model: nn.Module, device: torch.device, precision: str, calibration: Tensor | None) -> list[Candidate]:
-    """What to try, what promises most for its cost first; but the first is the network as it is, in fp32.
+def candidates(
+    model: nn.Module, device: torch.device, precision: str, calibration: Tensor | None, experimental: bool = False
+) -> list[Candidate]:
+    """List what to try, the most promising for its cost first; but the model as it is, in fp32, comes before all.
 
     Args:
-        model: the network.
+        model: the model.
         device: where it is.
-        precision: auto, fp32, bf16 or int8; auto is fp32 and, where the device has it, bf16; int8 is that and int8.
+        precision: auto (fp32 and, where the device has it, bf16), fp32, bf16, or int8 (auto and int8).
         calibration: images for int8.
+        experimental: try the kernels in Triton as well, which no GPU has measured yet.
     """
     precisions = allowed(precision, device)
-    found = [Candidate("eager", "fp32", eager)]
+
+    def each(name: str, make: Callable[..., Variant], seconds: float = 0) -> list[Candidate]:
+        return [Candidate(name, one, partial(make, dtype=DTYPES[one]), seconds) for one in precisions]
+
+    found = [Candidate("eager", "fp32", lambda model: Variant(copy.deepcopy(model).eval()))]
     by_kernels = device.type == "cpu" and can_fuse(model)
     build = BUILD_SECONDS if by_kernels and not is_built() else 0
     if by_kernels:
-        found += [Candidate("kernels", name, kernels(name), build) for name in precisions]
-    found += [Candidate("channels_last", name, cast_to(channels_last, name)) for name in precisions]
-    if isinstance(model, ConvNeXt | IsotropicConvNeXt | DesignNetwork):
-        found += [Candidate("folded", name, cast_to(folded_eager, name)) for name in precisions]
+        found += each("kernels", kernels, build)
+    found += each("channels_last", channels_last)
+    if can_fold(model):
+        found += each("folded", lambda model, dtype: channels_last(folded(model), dtype))
+        if experimental:
+            found += each("fused", fused)
     if precision == "int8":
         found.append(Candidate("int8", "int8", quantized(calibration), QUANTIZE_SECONDS + build))
-    found += [Candidate("compiled", name, cast_to(compiled, name), COMPILE_SECONDS) for name in reversed(precisions)]
-    return found
+    return found + each("compiled", compiled, COMPILE_SECONDS)[::-1]
 
 
 def allowed(precision: str, device: torch.device) -> list[str]:
-    """The precisions to try.
+    """List the precisions to try.
 
     Raises:
         UsageError: bf16 was asked for, and the device does not have it.
@@ -85,70 +94,53 @@ def allowed(precision: str, device: torch.device) -> list[str]:
     fast = device.type in ("cpu", "cuda") and machine.has_bf16(device)
     if precision == "bf16" and not fast:
         raise UsageError(f"precision bf16 needs a device with bf16 instructions, {device} has none: take fp32 or auto")
-    if precision == "fp32":
-        return ["fp32"]
-    if precision == "bf16":
-        return ["bf16"]
+    if precision in DTYPES:
+        return [precision]
     return ["fp32", "bf16"] if fast else ["fp32"]
 
 
-def eager(model: nn.Module) -> Form:
-    """The network as it is: a copy."""
-    return Form(copy.deepcopy(model).eval())
-
-
-def channels_last(model: nn.Module, dtype: torch.dtype) -> Form:
-    """Maps and weights with their channels last."""
+def channels_last(model: nn.Module, dtype: torch.dtype) -> Variant:
+    """A copy with feature maps and weights in channels_last memory."""
     copied = copy.deepcopy(model).eval().to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore
-    return Form(lambda images: copied(prepared(images, dtype)).float())
+    return Variant(lambda images: copied(prepared(images, dtype)).float())
 
 
-def folded_eager(model: nn.Module, dtype: torch.dtype) -> Form:
-    """The same with constants folded."""
-    return channels_last(folded(model), dtype)
+def fused(model: nn.Module, dtype: torch.dtype) -> Variant:
+    """A folded copy whose blocks are computed by the kernels in Triton."""
+    from convnext.acceleration.gpu.modules import fused_swaps  # whose operators take a while to register
+
+    variant = folded(model)
+    swap(fused_swaps(variant))
+    return channels_last(variant, dtype)
 
 
-def compiled(model: nn.Module, dtype: torch.dtype) -> Form:
-    """The same through torch.compile, with its weights as constants where that is possible (freezing)."""
-    network = folded(model).to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore
-    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+def compiled(model: nn.Module, dtype: torch.dtype) -> Variant:
+    """A folded copy through torch.compile, on the CPU with its weights as constants (freezing)."""
+    copied = folded(model).to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore
+    on_cpu = all(parameter.device.type == "cpu" for parameter in copied.parameters())
     options: dict[str, Any] = {"freezing": True} if on_cpu else {}
-    function: Any = torch.compile(network, dynamic=False, options=options)
-    return Form(lambda images: function(prepared(images, dtype)).float(), fixed=True)
+    function: Any = torch.compile(copied, dynamic=False, options=options)
+    return Variant(lambda images: function(prepared(images, dtype)).float(), fixed=True)
 
 
 def prepared(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images in a dtype, channels last."""
+    """Images in a dtype, in channels_last memory."""
     return images.to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def cast_to(make: Callable[[nn.Module, torch.dtype], Form], precision: str) -> Callable[[nn.Module], Form]:
-    """A form in a precision."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return lambda model: make(model, dtype)
+def kernels(model: nn.Module, dtype: torch.dtype) -> Variant:
+    """The model by this package's kernels for inference."""
+    if dtype == torch.bfloat16 and not has_bf16():
+        raise UsageError("the compiler that built the kernels knows no bf16 instructions")
+    return Variant(FusedNetwork(folded(model), bf16=dtype == torch.bfloat16))
 
 
-def kernels(precision: str) -> Callable[[nn.Module], Form]:
-    """The network by this package's kernels for inference."""
-
-    def make(model: nn.Module) -> Form:
-        if precision == "bf16" and not has_bf16():
-            raise UsageError("the compiler that built the kernels knows no bf16 instructions")
-        return Form(FusedNetwork(folded(model), bf16=precision == "bf16"))
-
-    return make
-
-
-def quantized(calibration: Tensor | None) -> Callable[[nn.Module], Form]:
-    """The network in int8.
+def quantized(calibration: Tensor | None) -> Callable[[nn.Module], Variant]:
+    """Make int8 variants.
 
     Raises:
-        UsageError: there are no images to calibrate it with.
+        UsageError: there are no images to calibrate them with.
     """
     if calibration is None or calibration.ndim != 4 or not len(calibration):
         raise UsageError("precision int8 needs images to calibrate with: calibration=IMAGES, (N, C, H, W)")
-
-    def make(model: nn.Module) -> Form:
-        return Form(quantize(model, calibration))
-
-    return make
+    return lambda model: Variant(quantize(model, calibration))

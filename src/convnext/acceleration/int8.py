@@ -6,19 +6,21 @@ the range that the calibration images give it. ConvNeXt V1 is computed by this p
 Depthwise convolutions, norms, the stem, downsampling and the classifier are not quantised.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convnext.acceleration.cpu.fused_network import FusedNetwork, can_fuse
-from convnext.acceleration.cpu.inference_kernels import has_bf16, inference_library
+from convnext.acceleration.cpu.inference_kernels import Range, has_bf16, inference_library, rounded_weight
 from convnext.acceleration.folding import folded
-from convnext.acceleration.ranges import Range, observe, rounded_weight
 from convnext.device import has_cpu_bf16
 from convnext.errors import RunError, UsageError
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
 from convnext.models.layers import PointwiseLinear, to_nchw, to_nhwc
 
+CALIBRATION_BATCH = 8
 PART_PIXELS = 4 * 224 * 224  # of the images that go through together: their maps stay in the cache from layer to layer
 PACKED_FOR = 1024  # rows that oneDNN lays the weights out for; it multiplies any number of them
 
@@ -72,6 +74,24 @@ def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
     if blocks:
         lower_precision(network)
     return Int8Network(network, activation_dtype() if blocks else torch.float32).requires_grad_(False).eval()
+
+
+def observe(model: nn.Module, layers: Iterable[nn.Module], images: Tensor) -> dict[nn.Module, Range]:
+    """The ranges of the inputs of the layers that the forward pass calls."""
+    ranges: dict[nn.Module, Range] = {}
+
+    def widen(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        ranges.setdefault(layer, Range()).widen(inputs[0])
+
+    handles = [layer.register_forward_pre_hook(widen) for layer in layers]
+    try:
+        with torch.inference_mode():
+            for batch in images.float().split(CALIBRATION_BATCH):
+                model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ranges
 
 
 def agreement(a_logits: Tensor, b_logits: Tensor) -> float:
@@ -205,7 +225,7 @@ class Int8Block(nn.Module):
         dtype = activation_dtype()
         self.linear1 = Int8Linear.of(block.pwconv1, normalised)
         self.linear2 = Int8Linear.of(
-            block.pwconv2, hidden.behind_gelu() if isinstance(block.grn, nn.Identity) else hidden
+            block.pwconv2, hidden.after_gelu() if isinstance(block.grn, nn.Identity) else hidden
         )
         self.dwconv = block.dwconv.to(dtype)
         self.grn = None if isinstance(block.grn, nn.Identity) else block.grn.to(dtype)

@@ -1,27 +1,34 @@
-"""What :func:`convnext.optimize` tried and found."""
+"""The report of a search for the fastest variant, and its place in the user's cache."""
 
-from collections.abc import Iterable
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from convnext.acceleration import enabled
+from convnext.environment import __version__, processor, vector_instructions
+from convnext.errors import RunError
+from convnext.files import read_json, user_cache, write_json
 from convnext.quantities import per_second
 
-TOO_LATE = "not tried, the time was up"
+NO_TIME = "not tried, the time was up"
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A form of the network.
+class Trial:
+    """A variant of the model, as it was tried.
 
     Attributes:
         name: eager, channels_last, folded (LayerScale and norms multiplied into the layers beside them), kernels (this
-            package's, for inference), compiled (torch.compile with freezing) or int8.
+            package's, for inference), fused (those in Triton), compiled (torch.compile) or int8.
         precision: fp32, bf16 or int8.
         images_per_second: the median; None where it was not measured.
-        difference: the largest of an output from the network's own, relative to the network's largest absolute output.
-        agreement: for how many of the images the largest output is the same, from 0 to 1; None where outputs are not
-            rows of logits.
-        seconds: what it took to make it ready.
+        difference: the largest from the model's own outputs, relative to the model's largest absolute output.
+        agreement: the fraction of images with the model's top-1; None where outputs are not rows of logits.
+        seconds: what it took to make it.
         dropped: why it cannot be chosen; empty where it can.
     """
 
@@ -46,59 +53,82 @@ class Tried:
 
 @dataclass(frozen=True)
 class Report:
-    """What was tried, and what was chosen.
+    """The variants that were tried, and the choice.
 
     Attributes:
-        choice: name of the form chosen.
-        precision: of the form chosen.
-        tried: every form, in order; the first is the network as it came.
+        choice: the name of the variant chosen.
+        precision: its precision.
+        tried: every variant, in order; the first is the model as it came.
         batch: images that were measured at a time.
-        seconds: that the search was allowed.
-        remembered: whether the choice is that of an earlier call, whose figures these then are.
+        seconds: those that the search was allowed.
+        remembered: true if the choice and the figures are an earlier call's.
     """
 
     choice: str
     precision: str
-    tried: tuple[Tried, ...]
+    tried: tuple[Trial, ...]
     batch: int
     seconds: float
     remembered: bool = False
 
     @property
-    def chosen(self) -> Tried:
-        """The figures of the form chosen."""
+    def chosen(self) -> Trial:
+        """The variant chosen."""
         return next(row for row in self.tried if (row.name, row.precision) == (self.choice, self.precision))
 
     @property
-    def cut_short(self) -> bool:
-        """Whether a longer search would have tried more."""
-        return any(row.dropped == TOO_LATE for row in self.tried)
+    def is_cut_short(self) -> bool:
+        """True if a longer search would have tried more."""
+        return any(row.dropped == NO_TIME for row in self.tried)
 
     @property
-    def times_as_fast(self) -> float:
-        """How many times as fast as the network as it came."""
+    def speedup(self) -> float:
+        """The speed relative to the model as it came."""
         before, after = self.tried[0].images_per_second, self.chosen.images_per_second
         return after / before if before and after else 1.0
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The choice in a line."""
         source = "remembered" if self.remembered else "measured"
-        line = f"{self.choice} {self.precision}, {self.times_as_fast:.2f} times as fast ({source}, batch {self.batch})"
-        return "\n".join([line, *(f"  {row}" for row in self.tried)])
+        return f"{self.choice} {self.precision}, speedup {self.speedup:.2f}x ({source}, batch {self.batch})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
-        return asdict(self)
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *(f"  {row}" for row in self.tried)])
 
 
-def report_from(document: dict[str, Any], remembered: bool) -> Report:
-    """The report of :meth:`Report.to_dict`.
+def key_of(model: nn.Module, example: Tensor, precision: str) -> str:
+    """The cache's name for a search: machine, versions, the model's structure (not its weights), shape, precision."""
+    device = example.device
+    facts = {
+        "processor": [processor(), vector_instructions()],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "versions": [torch.__version__, __version__],
+        "kernels": enabled(),
+        "network": repr(model),
+        "parameters": [[name, list(value.shape), str(value.dtype)] for name, value in model.state_dict().items()],
+        "images": list(example.shape),
+        "precision": precision,
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
-    Raises:
-        TypeError, ValueError, KeyError: the document is another.
-    """
-    rows: Iterable[dict[str, Any]] = document["tried"]
-    tried, batch, seconds = tuple(Tried(**row) for row in rows), document["batch"], document["seconds"]
-    report = Report(document["choice"], document["precision"], tried, batch, seconds, remembered)
-    if all((row.name, row.precision) != (report.choice, report.precision) for row in report.tried):
-        raise ValueError("the choice is none of the forms")
+
+def recall(key: str) -> Report | None:
+    """The report in the cache; None where there is none that can be read."""
+    try:
+        document: dict[str, Any] = read_json(user_cache("optimize") / f"{key}.json")
+        tried = tuple(Trial(**row) for row in document.pop("tried"))
+        report = Report(**document | {"tried": tried, "remembered": True})
+        assert report.chosen
+    except (RunError, RuntimeError, TypeError, ValueError, KeyError, StopIteration):  # RuntimeError: a user has no home
+        return None
     return report
+
+
+def remember(key: str, report: Report) -> None:
+    """Write a report to the cache; where that cannot be written to, the next call searches again."""
+    try:
+        write_json(user_cache("optimize") / f"{key}.json", asdict(report))
+    except (RunError, RuntimeError):
+        return

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from convnext.acceleration.job import for_job
+from convnext.acceleration.accelerate import accelerate_job
 from convnext.console import console_on, image_progress, say
 from convnext.data.held_out import HeldOut
 from convnext.data.images import MemoryImages
@@ -127,7 +127,8 @@ def evaluate(
         model = trained.model.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
         if precision in ("auto", "fp32"):
             count = len(images.images) // ranks.world_size
-            model = for_job(model, torch_device, count, saying if ranks.is_main else lambda _: None)
+            shape = batch_size, trained.preprocessing.channels, size, size
+            model = accelerate_job(model, shape, torch_device, count, saying if ranks.is_main else lambda _: None)
         try:
             with closing(batches):
                 metrics = evaluate_batches(model, batches, len(trained.classes), torch_device, autocast)

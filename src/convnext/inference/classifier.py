@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from convnext.acceleration.job import for_job
+from convnext.acceleration.accelerate import accelerate_job
 from convnext.data.images import UnreadableImageError
 from convnext.data.preprocessing import Preprocessing
 from convnext.device import choose_device
@@ -22,6 +22,7 @@ from convnext.inference.inputs import Given, given
 from convnext.inference.model_opening import open_trained
 
 BATCH_SIZE = 32
+UNKNOWN_COUNT = 256  # images expected where their number is not known
 THREADS = min(16, os.cpu_count() or 1)  # that read and resize; Pillow lets them run side by side
 
 
@@ -123,13 +124,15 @@ class Classifier:
             top: as for :meth:`predict`.
             batch_size: as for :meth:`predict`.
             count: how many images there are, where that is known.
-            say: told in a line where the network goes on in a faster form, as on a processor it does if that pays.
+            say: called with a line if a faster variant of the model is taken, as on a CPU where that pays.
         """
         self.check_classes()
         for name, value in (("top", top), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name} is {value}, needs 1 or more")
-        model = for_job(self.model, self.device, count, say)
+        size, expected = self.preprocessing.image_size, UNKNOWN_COUNT if count is None else count
+        shape = batch_size, self.preprocessing.channels, size, size
+        model = accelerate_job(self.model, shape, self.device, expected, say)
         return self.answers(model, given(inputs, self.preprocessing), top, batch_size)
 
     def check_classes(self) -> None:

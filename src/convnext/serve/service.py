@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from convnext.acceleration.job import for_serving
+from convnext.acceleration.accelerate import accelerate_job
 from convnext.errors import ConvNeXtError, UsageError
 from convnext.inference.classifier import THREADS, Candidate, Classifier, Prediction
 from convnext.serve.batcher import Batcher
@@ -18,6 +18,8 @@ from convnext.serve.limits import Admission, Limits, RequestError
 from convnext.serve.prometheus import Metrics
 from convnext.serve.uploads import DecodedImage, Upload, listed_formats
 
+MANY_IMAGES = 1_000_000  # so many are served that any faster variant pays ...
+MAX_ACCELERATION_SECONDS = 10.0  # ... but not those that are compiled, for one batch size
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the metrics see it
 
 Result = TypeVar("Result")
@@ -64,8 +66,9 @@ class Service:
         size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
         pixels = torch.randint(256, (limits.max_batch, size, size, channels), dtype=torch.uint8)
         examples = [classifier.on_device(one) for one in pixels]
-        batch = torch.stack(examples).contiguous(memory_format=torch.channels_last)
-        self.network = for_serving(classifier.model, batch, say)
+        shape = limits.max_batch, channels, size, size
+        seconds = MAX_ACCELERATION_SECONDS
+        self.network = accelerate_job(classifier.model, shape, classifier.device, MANY_IMAGES, say, seconds)
         for count in (1, limits.max_batch):
             classifier.probabilities(self.network, examples[:count], 1)
         self.metrics = Metrics()

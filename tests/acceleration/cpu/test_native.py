@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from convnext.acceleration import enabled
 from convnext.acceleration.cpu import native
 from convnext.acceleration.cpu.native import available, library
-from convnext.acceleration.enabled import enabled
 from convnext.errors import KernelsWarning, UsageError
 
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler here")

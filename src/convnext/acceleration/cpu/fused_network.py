@@ -6,21 +6,36 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from convnext.acceleration.cpu.inference_kernels import Int8, block, fill, packed, packed_int8, padded, patches, stem
-from convnext.acceleration.ranges import Range, rounded_weight
+from convnext.acceleration.cpu.inference_kernels import (
+    Int8,
+    Range,
+    block,
+    fill,
+    packed,
+    packed_int8,
+    padded,
+    patches,
+    rounded_weight,
+    stem,
+)
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt, check_image_size
+from convnext.models.layers import PatchConv2d
 
 IMAGES = 4  # at a time, or two a thread: the maps between two layers stay in the third-level cache
 
 
 def can_fuse(model: nn.Module) -> bool:
-    """Whether :class:`FusedNetwork` can be built of a network: it is ConvNeXt V1, with stages or without, in fp32."""
+    """True if :class:`FusedNetwork` can be built of a model: ConvNeXt V1, with stages or without, in fp32."""
     if type(model) not in (ConvNeXt, IsotropicConvNeXt):
         return False
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
-    return all(isinstance(module.grn, nn.Identity) for module in blocks) and all(
-        parameter.dtype == torch.float32 and parameter.device.type == "cpu" for parameter in model.parameters()
-    )
+    for module in model.modules():
+        if isinstance(module, Block) and not isinstance(module.grn, nn.Identity):
+            return False
+        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
+            return False
+        if isinstance(module, PatchConv2d) and module.stride != module.kernel_size:
+            return False
+    return all(parameter.dtype == torch.float32 and parameter.device.type == "cpu" for parameter in model.parameters())
 
 
 class FusedNetwork(nn.Module):
@@ -61,7 +76,7 @@ class FusedNetwork(nn.Module):
         width, hidden, bf16, eps = padded(channels), padded(module.pwconv1.out_features), self.bf16, module.norm.eps
         normalised, activated = self.ranges.get(module.pwconv1), self.ranges.get(module.pwconv2)
         weight1, *int8 = multiplied(module.pwconv1.weight, width, hidden, bf16, normalised)
-        weight2, *more = multiplied(module.pwconv2.weight, hidden, width, bf16, activated and activated.behind_gelu())
+        weight2, *more = multiplied(module.pwconv2.weight, hidden, width, bf16, activated and activated.after_gelu())
         tensors = (
             fill(module.dwconv.weight.detach().flatten(1).T, size * size, width),
             bias_of(module.dwconv, width),

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convnext.acceleration import enabled
 from convnext.acceleration.cpu import native
-from convnext.acceleration.enabled import enabled
 from convnext.errors import RunError
 
 LIBRARY = "inference"
 PAD = 32
 INT8 = 2  # a precision of the C code, beside 0, fp32, and 1, bf16
 BUILD_SECONDS = 6  # about, on a machine of 2026
+
+GELU_MINIMUM = -0.17  # the least value of GELU
 
 _building = threading.Lock()
 
@@ -42,6 +44,40 @@ class Int8:
     scale: Tensor
     steps: float
     zero: float
+
+
+@dataclass
+class Range:
+    """The minimum and maximum of a layer's input on calibration images."""
+
+    low: float = 0.0  # zero is always inside: it is what padding and ReLU give
+    high: float = 0.0
+
+    def widen(self, x: Tensor) -> None:
+        """Widen the range to hold ``x``."""
+        if x.numel():
+            low, high = x.aminmax()
+            self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+
+    @property
+    def scale(self) -> float:
+        """The step between two of the 256 values."""
+        return max(self.high - self.low, 1e-12) / 255
+
+    @property
+    def zero_point(self) -> int:
+        """The value that stands for zero, 0 to 255."""
+        return round(-self.low / self.scale)
+
+    def after_gelu(self) -> "Range":
+        """The range of GELU's output, which has values below any that were seen."""
+        return Range(max(self.low, GELU_MINIMUM), self.high)
+
+
+def rounded_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (outputs, inputs) in int8, -127 to 127, and the scale of each output, (outputs)."""
+    scale = weight.abs().amax(1).clamp_min(1e-12) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
 class Int8Structure(ctypes.Structure):

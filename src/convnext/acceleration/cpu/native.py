@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convnext.acceleration import enabled
 from convnext.acceleration.cpu.heap import keep_memory
-from convnext.acceleration.enabled import enabled
 from convnext.errors import KernelsWarning, RunError
 from convnext.files import replacing, user_cache
 

@@ -127,7 +127,7 @@ def training_swaps(model: nn.Module) -> Iterator[Swap]:
             reason = obstacle_in_depthwise(module)
             yield Swap(name, module, AcceleratedDepthwiseConv2d, "gradients of the depthwise convolution", reason)
         elif kind is PatchConv2d:
-            reason = None if native.SLOW_CONVOLUTIONS else "torch's convolution is as fast with AVX-512"
+            reason = obstacle_in_patches(module)
             yield Swap(name, module, AcceleratedPatchConv2d, "linear layer over patches", reason)
         elif kind in (LayerNorm, LayerNorm2d):
             target = AcceleratedLayerNorm if kind is LayerNorm else AcceleratedLayerNorm2d
@@ -236,11 +236,17 @@ def obstacle_in_mlp(block: nn.Module) -> str | None:
     return obstacle_at_end(block) or obstacle(block, pwconv1=PointwiseLinear, pwnorm1=nn.Identity, pointwise_act=GELU2d)
 
 
-def obstacle_in_depthwise(convolution: nn.Module) -> str | None:
+def obstacle_in_depthwise(convolution: Any) -> str | None:
     """The reason why torch's gradients of a depthwise convolution are as fast, or are the only ones."""
-    assert isinstance(convolution, nn.Conv2d)
-    if convolution.padding_mode != "zeros":
-        return f"its padding is {convolution.padding_mode}"
+    if (convolution.padding_mode, convolution.dilation) != ("zeros", (1, 1)):
+        return f"its padding is {convolution.padding_mode}, its dilation {convolution.dilation}"
     if convolution.stride[0] != 1 and not native.SLOW_CONVOLUTIONS:
         return "torch's gradients of a convolution with a stride are as fast with AVX-512"
     return None
+
+
+def obstacle_in_patches(convolution: Any) -> str | None:
+    """The reason why a convolution is not computed as a linear layer over patches."""
+    if convolution.stride != convolution.kernel_size or convolution.padding != (0, 0):
+        return "its patches overlap or are padded"
+    return None if native.SLOW_CONVOLUTIONS else "torch's convolution is as fast with AVX-512"

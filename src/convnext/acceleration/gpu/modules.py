@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.acceleration.enabled import enabled
+from convnext.acceleration import enabled
 from convnext.acceleration.gpu.depthwise_operator import depthwise, depthwise_norm
 from convnext.acceleration.gpu.mlp_operator import linear_add, linear_gelu, linear_gelu_squares, mlp
 from convnext.acceleration.gpu.patches_operator import cut, norm_patches
@@ -213,14 +213,18 @@ def obstacle_in_depthwise(convolution: Any) -> str | None:
         return "its spatial convolution is not depthwise"
     if convolution.stride != (1, 1):
         return "its depthwise convolution strides"
-    if convolution.kernel_size[0] not in KERNEL_SIZES or convolution.padding_mode != "zeros":
+    if (
+        convolution.kernel_size[0] not in KERNEL_SIZES
+        or convolution.padding_mode != "zeros"
+        or convolution.dilation != (1, 1)
+    ):
         return f"a depthwise convolution of {convolution.kernel_size[0]}x{convolution.kernel_size[0]} has no kernel"
     return "dwconv has hooks" if is_hooked(convolution) else None
 
 
 def obstacle_in_patches(convolution: Any) -> str | None:
     """Why a convolution is no matrix product of patches."""
-    if plain_type(convolution) is PatchConv2d:
+    if plain_type(convolution) is PatchConv2d and convolution.stride == convolution.kernel_size:
         return None
     return "its patches overlap" if type(convolution) is nn.Conv2d else f"it is {type(convolution).__name__}"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, triton_op, wrap_triton
 
-from convnext.acceleration.enabled import enabled
+from convnext.acceleration import enabled
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HAS_TRITON = find_spec("triton") is not None
