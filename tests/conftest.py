@@ -60,19 +60,19 @@ def curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "write_curves", write_curves)
 
 
+def write_folder(root: Path, counts: dict[str, int]) -> Path:
+    """Write JPEG files below a folder: ``{"cats": 5, "val/dogs": 2}``; each class has a colour of its own."""
+    generator = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        colour = np.frombuffer(Path(name).name.ljust(3).encode()[:3], np.uint8)
+        for i in range(count):
+            pixels = generator.integers(0, 60, (40, 48, 3)) + colour
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.jpg")
+    return root
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Write JPEG files below a folder: ``{"cats": 5, "val/dogs": 2}``; each class has a colour of its own."""
-
-    def make(counts: dict[str, int]) -> Path:
-        root = tmp_path / "images"
-        generator = np.random.default_rng(0)
-        for name, count in counts.items():
-            (root / name).mkdir(parents=True)
-            colour = np.frombuffer(Path(name).name.ljust(3).encode()[:3], np.uint8)
-            for i in range(count):
-                pixels = generator.integers(0, 60, (40, 48, 3)) + colour
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.jpg")
-        return root
-
-    return make
+    """Write a folder of images for the test, see :func:`write_folder`."""
+    return lambda counts: write_folder(tmp_path / "images", counts)

@@ -1,7 +1,6 @@
 """Several processes: the same training as one, exact, and a clear end when one of them dies."""
 
 import dataclasses
-import json
 import os
 import signal
 import socket
@@ -18,11 +17,11 @@ from torch import Tensor
 from convnext.errors import UsageError
 from convnext.training.build import build_state
 from convnext.training.distributed import SINGLE_RANK, Ranks
-from convnext.training.fit import fit
 from convnext.training.recipe import Recipe
 from convnext.training.recipes import small
 from convnext.training.run import train
 from tests.conftest import MakeFolder
+from tests.training.runs import cut_off, log, position, state, wait_for_checkpoint
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "RANK": "", "WORLD_SIZE": ""}
 
@@ -69,26 +68,15 @@ def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
 
 
 def learned(folder: Path) -> dict[str, dict[str, Tensor]]:
-    state = torch.load(folder / "last.pt", weights_only=True)["learner"]
-    return {part: state[part] for part in ("model", "average")}
+    return {part: state(folder)["learner"][part] for part in ("model", "average")}
 
 
 def assert_close(first: Path, second: Path) -> None:
     torch.testing.assert_close(learned(first), learned(second), rtol=0, atol=1e-5)
-    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (first, second)]
-    for one, other in zip(*logs, strict=True):
+    for one, other in zip(log(first), log(second), strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert (one["images"], one["top1"]) == (other["images"], other["top1"])
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_at_the_same_batch(data: Path, tmp_path: Path) -> None:
-    finish(launch(words(recipe(data), tmp_path / "two")))
-    train(recipe(data), tmp_path / "one")
-    train(recipe(data, accumulate=4), tmp_path / "parts")
-    assert_close(tmp_path / "two", tmp_path / "one")
-    assert_close(tmp_path / "parts", tmp_path / "one")
 
 
 ALL_RANDOMNESS: dict[str, Any] = {
@@ -101,25 +89,32 @@ ALL_RANDOMNESS: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_parts_have_the_same_randomness_in_whichever_process(data: Path, tmp_path: Path) -> None:
-    whole = recipe(data, **ALL_RANDOMNESS)
-    finish(launch(words(dataclasses.replace(whole, accumulate=2), tmp_path / "two")))
-    train(dataclasses.replace(whole, accumulate=4), tmp_path / "one")
-    assert_close(tmp_path / "two", tmp_path / "one")
+def test_two_ranks_equal_one_at_the_same_batch(data: Path, tmp_path: Path) -> None:
+    """Without what draws random numbers whatever the micro-batches; with it where these are the same."""
+    finish(launch(words(recipe(data), tmp_path / "two")))
+    for name, accumulate in (("one", 1), ("parts", 4)):
+        train(recipe(data, accumulate=accumulate), tmp_path / name)
+        assert_close(tmp_path / "two", tmp_path / name)
+    finish(launch(words(recipe(data, **ALL_RANDOMNESS, accumulate=2), tmp_path / "random-two")))
+    train(recipe(data, **ALL_RANDOMNESS, accumulate=4), tmp_path / "random-one")
+    assert_close(tmp_path / "random-two", tmp_path / "random-one")
 
 
-def free_port() -> int:
+def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return str(listener.getsockname()[1])
+
+
+def launch_two_machines(arguments: list[str]) -> list[subprocess.Popen[str]]:
+    """Two launchers of one rank each."""
+    options = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", free_port())
+    return [launch(arguments, *options, "--node-rank", str(rank)) for rank in range(2)]
 
 
 @pytest.mark.slow
-def test_two_machines_of_one_process_each(data: Path, tmp_path: Path) -> None:
-    port = str(free_port())
-    common = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
-    nodes = [launch(words(recipe(data), tmp_path / "two"), *common, "--node-rank", str(rank)) for rank in range(2)]
-    for node in nodes:
+def test_two_machines_of_one_rank_each(data: Path, tmp_path: Path) -> None:
+    for node in launch_two_machines(words(recipe(data), tmp_path / "two")):
         finish(node)
     train(recipe(data), tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")
@@ -158,13 +153,6 @@ def test_a_killed_process_ends_the_job_and_it_goes_on(data: Path, tmp_path: Path
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
-def wait_for_checkpoint(folder: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not (folder / "last.pt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 ALL_SIGNALS = ("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")  # SIGUSR1 would otherwise end torchrun alone
 
 
@@ -179,7 +167,7 @@ def test_a_signal_to_torchrun_saves_in_mid_epoch_and_the_run_goes_on(data: Path,
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"stopped by {name} in epoch" in said
-    assert torch.load(tmp_path / "two" / "last.pt", weights_only=True)["step"] > 0
+    assert position(tmp_path / "two")[1] > 0
     finish(launch(words(long, tmp_path / "two")))
     train(long, tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")
@@ -189,14 +177,12 @@ def test_a_signal_to_torchrun_saves_in_mid_epoch_and_the_run_goes_on(data: Path,
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 def test_no_machine_leaves_before_the_first_has_saved(data: Path, tmp_path: Path) -> None:
     """A launcher such as srun may end the whole job as soon as one machine's part of it has ended."""
-    port, run = str(free_port()), tmp_path / "two"
-    common = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
-    asked = words(recipe(data, epochs=8), run)
-    nodes = [launch(asked, *common, "--node-rank", str(rank)) for rank in range(2)]
+    run = tmp_path / "two"
+    nodes = launch_two_machines(words(recipe(data, epochs=8), run))
     wait_for_checkpoint(run)
     nodes[1].send_signal(signal.SIGTERM)
     _, said = nodes[1].communicate(timeout=60)
-    assert torch.load(run / "last.pt", weights_only=True)["step"] > 0
+    assert position(run)[1] > 0
     assert "stopped by SIGTERM" in said
     assert "stopped by a signal to another rank" in nodes[0].communicate(timeout=60)[1]
 
@@ -205,10 +191,8 @@ def test_no_machine_leaves_before_the_first_has_saved(data: Path, tmp_path: Path
 def test_two_processes_go_on_from_the_last_step_of_an_epoch(data: Path, tmp_path: Path) -> None:
     """A checkpoint with nothing left to train in its epoch, only to evaluate, as a stop there leaves it."""
     whole = recipe(data, batch_size=40, epochs=2, checkpoint_minutes=0)
-    updates = fit(whole, tmp_path / "two")
-    next(progress for progress in updates if progress.step == progress.steps)
-    updates.close()
-    assert torch.load(tmp_path / "two" / "last.pt", weights_only=True)["step"] == 1
+    cut_off(whole, tmp_path / "two", (0, 1))
+    assert position(tmp_path / "two") == (0, 1)
     finish(launch(words(whole, tmp_path / "two")))
     train(whole, tmp_path / "one")
     assert_close(tmp_path / "two", tmp_path / "one")

@@ -97,17 +97,17 @@ def test_wandb_without_an_account(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(RunError, match=r"call `wandb login`, or set WANDB_MODE=offline"):
+    with pytest.raises(RunError, match="WANDB_MODE=offline"):
         open_trackers(["wandb"], folder, RECIPE, first_step=1)
 
 
 def test_unknown_and_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="unknown tracker 'tensorbord': did you mean tensorboard"):
+    with pytest.raises(UsageError, match=r"'tensorbord'.*tensorboard"):
         check_trackers(["tensorbord"])
     for name in ("tensorboard", "wandb"):
         check_trackers([name])
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(UsageError, match=rf"needs its package: pip install 'convnext\[{name}\]'"):
+        with pytest.raises(UsageError, match=rf"convnext\[{name}\]"):
             open_trackers([name], folder, RECIPE, first_step=1)
     assert not list(folder.iterdir())
 

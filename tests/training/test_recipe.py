@@ -96,40 +96,21 @@ def test_every_field_is_explained() -> None:
 
 
 def test_a_recipe_of_another_version() -> None:
-    with pytest.raises(UsageError, match="fields that this version does not know: momentum"):
+    with pytest.raises(UsageError, match="momentum"):
         Recipe.from_dict({"data": "digits", "momentum": 0.9})
     assert Recipe.from_dict({"lr": 0.5}) == Recipe(lr=0.5)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"accumulate": 0},
-        {"image_size": 0},
-        {"eval_image_size": 0},
-        {"lr": 0.0},
-        {"mixup": -1.0},
-        {"label_smoothing": 1.0},
-        {"drop_path": -0.1},
-        {"ema_decay": 1.0},
-        {"layer_decay": 0.0},
-        {"clip_grad": -1.0},
-        {"repeated_augmentation": 0},
-        {"checkpoint_minutes": -1.0},
-        {"val_fraction": 1.0},
-        {"seed": -1},
-        {"lr": float("nan")},
-        {"warmup_epochs": float("inf")},
-        {"eps": 0.0},
-        {"betas": (0.9, 1.0)},
-    ],
-)
-def test_impossible_values_are_named(change: dict[str, Any]) -> None:
-    (name,) = change
+IMPOSSIBLE: dict[str, Any] = {"label_smoothing": 1.0, "drop_path": -0.1, "ema_decay": 1.0, "layer_decay": 0.0}
+IMPOSSIBLE |= dict.fromkeys(("epochs", "batch_size", "accumulate", "image_size", "eval_image_size"), 0)
+IMPOSSIBLE |= {"repeated_augmentation": 0, "eps": 0.0, "betas": (0.9, 1.0), "val_fraction": 1.0, "seed": -1}
+IMPOSSIBLE |= {"mixup": -1.0, "clip_grad": -1.0, "checkpoint_minutes": -1.0, "warmup_epochs": float("inf")}
+
+
+@pytest.mark.parametrize(("name", "value"), [*IMPOSSIBLE.items(), ("lr", 0.0), ("lr", float("nan"))])
+def test_impossible_values_are_named(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"{name} is "):
-        Recipe(**change)
+        Recipe(**{name: value})
 
 
 def test_one_spelling_of_a_folder() -> None:

@@ -79,9 +79,9 @@ def test_many_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_named_recipe_is_not_second_guessed(tmp_path: Path) -> None:
     assert choose_recipe("nowhere", "finetune", "convnext_base").recipe == finetune("nowhere", "convnext_base")
-    with pytest.raises(UsageError, match="unknown recipe 'smal': did you mean small"):
+    with pytest.raises(UsageError, match=r"'smal'.*small"):
         choose_recipe("digits", "smal")
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match=str(tmp_path)):
         choose_recipe(str(tmp_path / "nothing"))
 
 

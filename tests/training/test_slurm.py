@@ -1,16 +1,15 @@
 """The batch script in docs/cluster.md: signalled, it saves and asks for another turn; left alone, it does not."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests.training.runs import log, position, wait_for_checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
 TRAINING = "imagenet:/data/imagenet --recipe paper_1k"
@@ -46,21 +45,18 @@ def job(folder: Path, epochs: int) -> subprocess.Popen[str]:
 def test_the_job_is_requeued_when_its_time_is_up_and_ends_in_the_next_turn(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "imagenet"
     first = job(tmp_path, epochs=5)
-    deadline = time.monotonic() + 120
-    while not (run / "last.pt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for_checkpoint(run)
     first.send_signal(signal.SIGUSR1)
     _, said = first.communicate(timeout=120)
     assert first.returncode == 1
     assert "stopped by SIGUSR1" in said
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert (tmp_path / "scancel").read_text() == "--signal=USR1 7\n"
-    assert torch.load(run / "last.pt", weights_only=True)["step"] > 0
+    assert position(run)[1] > 0
     second = job(tmp_path, epochs=5)
     _, said = second.communicate(timeout=240)
     assert second.returncode == 0, said
-    assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert [metrics["epoch"] for metrics in log(run)] == [1, 2, 3, 4, 5]
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
@@ -70,5 +66,5 @@ def test_a_job_with_wrong_words_is_not_requeued(tmp_path: Path) -> None:
     failing = job(tmp_path, epochs=0)
     _, said = failing.communicate(timeout=120)
     assert failing.returncode == 1
-    assert "epochs is 0, needs 1 or more" in said
+    assert "epochs is 0" in said
     assert not (tmp_path / "requeued").exists()

@@ -1,14 +1,12 @@
 """What a training survives: kills at any moment, signals, vanishing data, numbers that are not finite."""
 
 import dataclasses
-import json
 import multiprocessing
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,15 @@ from convnext.training.recipes import small
 from convnext.training.run import train
 from convnext.training.stop_signals import PreemptedError
 from convnext.training.train_state import TrainState
-from tests.conftest import MakeFolder
+from tests.conftest import MakeFolder, write_folder
+from tests.training.runs import assert_same_end, cut_off, log, position, state, tensors, wait_for_checkpoint
+
+COUNTS = {"train/cat": 16, "train/dog": 16, "val/cat": 3, "val/dog": 3}
 
 
 @pytest.fixture
 def data(make_folder: MakeFolder) -> Path:
-    return make_folder({"train/cat": 16, "train/dog": 16, "val/cat": 3, "val/dog": 3})
+    return make_folder(COUNTS)
 
 
 def recipe(data: Path, **change: Any) -> Recipe:
@@ -47,56 +48,32 @@ def recipe(data: Path, **change: Any) -> Recipe:
     return dataclasses.replace(small(str(data)), **values | change)
 
 
-def state(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "last.pt", weights_only=True)
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """Every tensor of a nested state, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for part in parts for tensor in tensors(part)]
-
-
-TIMES = ("seconds", "images_per_second", "data_wait")
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-
-
-def assert_same_end(first: Path, second: Path) -> None:
-    ours, theirs = (tensors(state(folder)["learner"]) for folder in (first, second))
-    assert len(ours) == len(theirs) > 0
-    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
-    assert log(first) == log(second)
-    assert (first / "best.safetensors").read_bytes() == (second / "best.safetensors").read_bytes()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of `recipe`, on images of the same content and names."""
+    root = tmp_path_factory.mktemp("whole")
+    return train(recipe(write_folder(root / "images", COUNTS)), root / "run").dir
 
 
 @pytest.mark.parametrize(
     "stop", [(1, 2), *(pytest.param(stop, marks=pytest.mark.slow) for stop in ((0, 1), (0, 4), (1, 0), (1, 3)))]
 )
-def test_a_run_cut_off_in_mid_epoch_goes_on_to_the_same_bits(data: Path, tmp_path: Path, stop: tuple[int, int]) -> None:
-    train(recipe(data), tmp_path / "whole")
-    updates = fit(recipe(data), tmp_path / "cut")
-    next(progress for progress in updates if (progress.epoch, progress.step) == stop)
-    updates.close()
-    assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == stop
+def test_a_run_cut_off_in_mid_epoch_resumes_to_the_same_bits(
+    data: Path, whole: Path, tmp_path: Path, stop: tuple[int, int]
+) -> None:
+    cut_off(recipe(data), tmp_path / "cut", stop)
+    assert position(tmp_path / "cut") == stop
     first = next(fit(recipe(data), tmp_path / "cut"))
     assert (first.epoch, first.step) == stop
     train(recipe(data), tmp_path / "cut")
-    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+    assert_same_end(tmp_path / "cut", whole)
 
 
-def test_the_optimizer_goes_on_too(data: Path, tmp_path: Path) -> None:
+def test_the_optimizer_resumes_too(data: Path, tmp_path: Path) -> None:
     """One step before the end, when all its state is still in the checkpoint."""
     for name, stops in (("whole", [(1, 3)]), ("cut", [(0, 2), (1, 1), (1, 3)])):
         for stop in stops:
-            updates = fit(recipe(data), tmp_path / name)
-            next(progress for progress in updates if (progress.epoch, progress.step) == stop)
-            updates.close()
+            cut_off(recipe(data), tmp_path / name, stop)
     whole, cut = (state(tmp_path / name)["learner"] for name in ("whole", "cut"))
     assert set(whole) == {"model", "average", "optimizer", "scaler"}
     assert all(torch.equal(one, other) for one, other in zip(tensors(whole), tensors(cut), strict=True))
@@ -117,31 +94,22 @@ except ConvNeXtError as error:
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
 
-def train_with_forked_readers(recipe: Recipe, folder: Path) -> None:
-    """Train in a process of a fork server, whose own reading processes are forked as in any other process."""
+def train_with_forked_workers(recipe: Recipe, folder: Path) -> None:
+    """Train in a process of a fork server, whose dataloader workers are forked as in any other process."""
     multiprocessing.set_start_method("fork", force=True)
     train(recipe, folder)
 
 
-def wait_for_checkpoint(folder: Path, after: int, is_running: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not (folder / "last.pt").exists() or (folder / "last.pt").stat().st_mtime_ns <= after:
-        assert time.monotonic() < deadline
-        if not is_running():
-            return
-        time.sleep(0.005)
-
-
 @pytest.mark.slow
 def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
-    """Killed (-9) at random moments of training, checkpointing, evaluation and start, with a reading process."""
+    """Killed (-9) at random moments of training, checkpointing, evaluation and start, with a dataloader worker."""
     long = recipe(data, epochs=40, workers=1)
     moments, killed, last = random.Random(0), 0, 0
     train(long, tmp_path / "whole")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["convnext.training.run", "timm.data"])  # once, rather than at each start
     while killed < 20:
-        process = context.Process(target=train_with_forked_readers, args=(long, tmp_path / "killed"))
+        process = context.Process(target=train_with_forked_workers, args=(long, tmp_path / "killed"))
         process.start()
         if moments.random() < 0.9:  # else while it starts
             wait_for_checkpoint(tmp_path / "killed", last, process.is_alive)
@@ -152,7 +120,7 @@ def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
         killed += 1
         if (tmp_path / "killed" / "last.pt").exists():
             last = (tmp_path / "killed" / "last.pt").stat().st_mtime_ns
-    assert state(tmp_path / "killed")["epoch"] < 40
+    assert position(tmp_path / "killed")[0] < 40
     train(long, tmp_path / "killed")
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
@@ -168,36 +136,27 @@ def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Pat
     _, said = process.communicate(timeout=60)
     assert process.returncode == PreemptedError.exit_status == 75, said
     assert f"stopped by {name} in epoch" in said
-    assert f"the last checkpoint in {folder}" in said
-    saved = state(folder)
+    assert str(folder) in said
     first = next(fit(long, folder))
-    assert (first.epoch, first.step) == (saved["epoch"], saved["step"])
+    assert (first.epoch, first.step) == position(folder)
     assert first.epoch >= 1
 
 
-def test_data_that_vanish_stop_the_run_and_lose_nothing(data: Path, tmp_path: Path) -> None:
-    whole = recipe(data, checkpoint_minutes=60)
-    train(whole, tmp_path / "whole")
-    updates = fit(whole, tmp_path / "cut")
-    next(progress for progress in updates if (progress.epoch, progress.step) == (1, 1))
-    data.rename(tmp_path / "away")
-    with pytest.raises(RunError, match=r"the images of .* are gone"):
-        list(updates)
-    assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == (1, 1)
-    (tmp_path / "away").rename(data)
-    train(whole, tmp_path / "cut")
-    assert_same_end(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_classes_that_vanish_from_a_folder_that_stays(data: Path, tmp_path: Path) -> None:
-    whole = recipe(data, checkpoint_minutes=60)
-    updates = fit(whole, tmp_path / "cut")
-    next(progress for progress in updates if (progress.epoch, progress.step) == (1, 1))
-    for label in ("cat", "dog"):
-        (data / "train" / label).rename(tmp_path / label)
-    with pytest.raises(RunError, match="are gone"):
-        list(updates)
-    assert (state(tmp_path / "cut")["epoch"], state(tmp_path / "cut")["step"]) == (1, 1)
+def test_data_that_vanish_stop_the_run_and_lose_nothing(data: Path, whole: Path, tmp_path: Path) -> None:
+    """The whole folder, then the folders of its classes alone."""
+    rare = recipe(data, checkpoint_minutes=60)
+    for stop, moved in (((0, 2), [data]), ((1, 1), [data / "train" / "cat", data / "train" / "dog"])):
+        updates = fit(rare, tmp_path / "cut")
+        next(progress for progress in updates if (progress.epoch, progress.step) == stop)
+        for i, folder in enumerate(moved):
+            folder.rename(tmp_path / f"away-{i}")
+        with pytest.raises(RunError, match=r"the images of .* are gone"):
+            list(updates)
+        assert position(tmp_path / "cut") == stop
+        for i, folder in enumerate(moved):
+            (tmp_path / f"away-{i}").rename(folder)
+    train(rare, tmp_path / "cut")
+    assert_same_end(tmp_path / "cut", whole)
 
 
 def test_a_run_cut_off_while_it_began_begins_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +165,7 @@ def test_a_run_cut_off_while_it_began_begins_again(data: Path, tmp_path: Path, m
         with pytest.raises(ZeroDivisionError):
             train(recipe(data), tmp_path / "run")
     train(recipe(data), tmp_path / "run")
-    assert state(tmp_path / "run")["epoch"] == 2
+    assert position(tmp_path / "run") == (2, 0)
 
 
 def test_an_image_damaged_in_mid_epoch_is_skipped_and_named(data: Path, tmp_path: Path) -> None:
@@ -216,7 +175,7 @@ def test_an_image_damaged_in_mid_epoch_is_skipped_and_named(data: Path, tmp_path
         path.write_bytes(path.read_bytes()[:300])
     said = [warning for progress in updates for warning in progress.warnings]
     assert said
-    assert all(warning.startswith(f"skipped, cannot be read: {data}/train/cat/") for warning in said)
+    assert all(f"{data}/train/cat/" in warning for warning in said)
     assert len(set(said)) == len(said)
     assert log(tmp_path / "run")[-1]["unreadable"] > 0
 
@@ -225,7 +184,7 @@ PLANTED = "stages.1.0.pwconv1"
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Make a weight NaN after the step ``at`` (from 1) has moved the weights."""
+    """Make a weight NaN after the step ``at`` (from 1) has updated the weights."""
     step, done = TrainState.step, []
 
     def planted(self: TrainState, skip: Tensor) -> None:
@@ -240,7 +199,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_a_planted_nan_is_found_named_and_not_saved(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     planned = recipe(data, checkpoint_minutes=60, precision=precision)
     with monkeypatch.context() as patch:
@@ -248,21 +207,21 @@ def test_a_planted_nan_is_found_named_and_not_saved(
         with pytest.raises(DivergedError) as raised:
             train(planned, tmp_path / "run")
     said = str(raised.value)
-    assert "the loss is not finite (epoch 2, step 3, learning rate " in said
-    assert f"the first module with an output that is not finite is {PLANTED}, whose weights are not finite" in said
-    assert "--precision bf16" in said
-    assert "--lr" in said
-    assert (state(tmp_path / "run")["epoch"], state(tmp_path / "run")["step"]) == (1, 0)
+    assert all(part in said for part in ("epoch 2, step 3, learning rate", PLANTED, "--precision bf16", "--lr"))
+    assert "whose weights are not finite" in said
+    assert position(tmp_path / "run") == (1, 0)
     train(planned, tmp_path / "run")
-    train(planned, tmp_path / "whole")
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    if precision == "fp16":
+        train(planned, tmp_path / "fp16")
+        whole = tmp_path / "fp16"
+    assert_same_end(tmp_path / "run", whole)
 
 
 def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch, at=3)  # with a checkpoint after each step, it is the saving that would come first
-    with pytest.raises(DivergedError, match=r"not finite .*epoch 1, step 4|the weights are not finite after epoch 1"):
+    with pytest.raises(DivergedError, match=r"not finite .*epoch 1, step 4|weights are not finite after epoch 1"):
         train(recipe(data), tmp_path / "run")
     assert all(tensor.isfinite().all() for tensor in tensors(state(tmp_path / "run")["learner"]["model"]))
 
@@ -271,5 +230,5 @@ def test_images_that_are_not_finite_are_told_from_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convnext.data.loader.Batches.prepare", lambda _, batch, __: batch.images / 0)
-    with pytest.raises(DivergedError, match="the images themselves are not finite"):
+    with pytest.raises(DivergedError, match="images themselves"):
         train(recipe(data), tmp_path / "run")

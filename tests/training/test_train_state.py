@@ -1,4 +1,4 @@
-"""The learner: recomputed activations, precisions, losses, the running average, clipping and accumulation."""
+"""A step: recomputed activations, precisions, losses, the EMA, clipping and accumulation."""
 
 import copy
 import dataclasses
@@ -30,8 +30,8 @@ PLAIN = Recipe(
 )
 
 
-def learner(**change: Any) -> TrainState:
-    """A learner of five classes, with the same initial weights for the same network."""
+def state(**change: Any) -> TrainState:
+    """The state of a training of five classes, with the same initial weights for the same model."""
     torch.manual_seed(0)
     made = build_state(dataclasses.replace(PLAIN, **change), 5, CPU)
     made.set_learning_rate(1e-3)
@@ -49,9 +49,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def kept_bytes(learner: TrainState) -> int:
+def kept_bytes(made: TrainState) -> int:
     """Bytes that a forward pass keeps for the backward one; parameters do not count. Takes the whole step."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in learner.model.parameters()}
+    own = {parameter.untyped_storage().data_ptr() for parameter in made.model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def kept_bytes(learner: TrainState) -> int:
     images, labels = batch()
     torch.manual_seed(2)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = learner.network(images)
+        logits = made.network(images)
     nn.functional.cross_entropy(logits, labels).backward()
     return sum(tensor.untyped_storage().nbytes() for start, tensor in kept.items() if start not in own)
 
@@ -80,24 +80,24 @@ def kept_bytes(learner: TrainState) -> int:
 )
 def test_recomputed_activations_change_nothing_but_memory(model: str) -> None:
     drop_path = 0.0 if "/" in model else 0.5
-    learners = [learner(model=model, drop_path=drop_path, checkpoint_activations=on) for on in (False, True)]
-    for made in learners:
+    states = [state(model=model, drop_path=drop_path, checkpoint_activations=on) for on in (False, True)]
+    for made in states:
         torch.manual_seed(2)
         made.backward(*batch(), weight=1, is_last=True)
-    plain, recomputed = (gradients(made.model) for made in learners)
-    assert len(plain) == len(list(learners[0].model.parameters()))
+    plain, recomputed = (gradients(made.model) for made in states)
+    assert len(plain) == len(list(states[0].model.parameters()))
     assert plain.keys() == recomputed.keys()
     assert [name for name in plain if not torch.equal(plain[name], recomputed[name])] == []
-    buffers = [dict(made.model.named_buffers()) for made in learners]
+    buffers = [dict(made.model.named_buffers()) for made in states]
     assert [name for name in buffers[0] if not torch.equal(buffers[0][name], buffers[1][name])] == []
 
-    full, least = (kept_bytes(made) for made in learners)
+    full, least = (kept_bytes(made) for made in states)
     assert least < 0.6 * full  # ResNet's stem, which is no block, is most of what is left
 
 
 def test_a_network_without_blocks_cannot_recompute() -> None:
     with pytest.raises(UsageError, match=r"VGG.*--checkpoint-activations"):
-        learner(model="torchvision/vgg11", checkpoint_activations=True)
+        state(model="torchvision/vgg11", checkpoint_activations=True)
 
 
 def step(made: TrainState, seed: int = 1) -> None:
@@ -106,7 +106,7 @@ def step(made: TrainState, seed: int = 1) -> None:
 
 
 def test_fp16_lowers_its_scale_on_overflow_and_goes_on_with_it() -> None:
-    made = learner(precision="fp16", ema_decay=0.9)
+    made = state(precision="fp16", ema_decay=0.9)
     step(made)
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     assert made.scaler.state_dict()["_growth_tracker"] == 1
@@ -117,7 +117,7 @@ def test_fp16_lowers_its_scale_on_overflow_and_goes_on_with_it() -> None:
 
     scaling = made.scaler.state_dict()
     assert (scaling["scale"], scaling["_growth_tracker"]) == (2**15, 1)
-    other = learner(precision="fp16", ema_decay=0.9)
+    other = state(precision="fp16", ema_decay=0.9)
     other.load_state_dict(copy.deepcopy(made.state_dict(is_finished=False)))
     assert other.scaler.state_dict() == scaling
     for one in (made, other):
@@ -126,16 +126,16 @@ def test_fp16_lowers_its_scale_on_overflow_and_goes_on_with_it() -> None:
 
 
 def test_fp32_scales_nothing() -> None:
-    assert not learner().scaler.is_enabled()
+    assert not state().scaler.is_enabled()
 
 
 def test_bf16_is_refused_where_the_processor_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "has_cpu_bf16", lambda: False)
     with pytest.raises(UsageError, match=r"bf16.*fp32"):
-        learner(precision="bf16")
-    learner(precision="auto")
+        state(precision="bf16")
+    state(precision="auto")
     monkeypatch.setattr(machine, "has_cpu_bf16", lambda: True)
-    with learner(precision="bf16").autocast:
+    with state(precision="bf16").autocast:
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
     with autocast_for("auto", CPU):
@@ -153,6 +153,17 @@ def test_bce_equals_timms(smoothing: float) -> None:
     assert loss(logits, soft.bfloat16()).dtype == torch.float32
 
 
+def test_an_odd_batch_can_be_mixed() -> None:
+    images, targets = state(mixup=0.8, cutmix=1.0).mix(torch.randn(5, 3, 8, 8), torch.arange(5))
+    assert (images.shape, targets.shape) == ((4, 3, 8, 8), (4, 5))
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+
+
+def test_layer_scale_zero_is_none() -> None:
+    model = build_model(dataclasses.replace(PLAIN, layer_scale=0), 10)
+    assert not any(name.endswith("gamma") for name, _ in model.named_parameters())
+
+
 def test_head_init_scale_reaches_the_network() -> None:
     heads = []
     for scale in (1.0, 0.001):
@@ -163,7 +174,7 @@ def test_head_init_scale_reaches_the_network() -> None:
 
 
 def test_the_average_is_that_of_every_weight_and_statistic() -> None:
-    made = learner(model="roadmap_micro/resnet", ema_decay=0.7)
+    made = state(model="roadmap_micro/resnet", ema_decay=0.7)
     average = {name: value.clone() for name, value in made.model.state_dict().items()}
     for seed in range(3):
         step(made, seed)
@@ -179,7 +190,7 @@ def test_the_average_is_that_of_every_weight_and_statistic() -> None:
 def test_clip_grad_limits_the_norm_of_the_whole_gradient(precision: str) -> None:
     def norm_taken(clip_grad: float) -> float:
         """Of the gradient that AdamW took in its first step, from the average that it keeps of it."""
-        made = learner(precision=precision, clip_grad=clip_grad)
+        made = state(precision=precision, clip_grad=clip_grad)
         step(made)
         averages = [state["exp_avg"] for state in made.optimizer.state.values()]
         return torch.nn.utils.get_total_norm(averages).item() / (1 - PLAIN.betas[0])
@@ -190,7 +201,7 @@ def test_clip_grad_limits_the_norm_of_the_whole_gradient(precision: str) -> None
 
 
 def test_parts_add_up_to_the_gradient_of_the_whole_batch() -> None:
-    whole, parts = learner(), learner()
+    whole, parts = state(), state()
     images, labels = batch()
     whole.backward(images, labels, weight=1, is_last=True)
     for part in (slice(0, 2), slice(2, 8)):  # of two and six images
@@ -202,7 +213,7 @@ def test_parts_add_up_to_the_gradient_of_the_whole_batch() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_steps_have_the_same_loss() -> None:
-    plain, compiled = learner(drop_path=0.0), learner(compile=True)
+    plain, compiled = state(drop_path=0.0), state(compile=True)
     for seed, size in enumerate((32, 64)):
         losses = []
         for made in (plain, compiled):
@@ -217,7 +228,7 @@ def test_compiled_steps_have_the_same_loss() -> None:
 def test_fused_blocks_learn_the_same() -> None:
     losses = []
     for fuse in (False, True):
-        made = learner(checkpoint_activations=True, ema_decay=0.5, fuse=fuse)
+        made = state(checkpoint_activations=True, ema_decay=0.5, fuse=fuse)
         for _ in range(2):
             losses.append(made.backward(*batch(2), weight=1, is_last=True))
             made.step(skip=torch.zeros(()))
@@ -227,7 +238,7 @@ def test_fused_blocks_learn_the_same() -> None:
 
 def test_fusing_is_refused_where_it_would_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="ResNet"):
-        learner(model="torchvision/resnet18", fuse=True)
+        state(model="torchvision/resnet18", fuse=True)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(UsageError, match=r"cpu.*--fuse"):
-        learner(fuse=True)
+        state(fuse=True)
