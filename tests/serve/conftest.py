@@ -109,6 +109,33 @@ class Client:
         while f"\n{figure}\n" not in self.get("/metrics").text:
             assert time.monotonic() < deadline, f"{figure} did not come"
 
+    def run_asgi(
+        self, headers: dict[str, str], body: list[bytes], until: Callable[[], bool] = lambda: True
+    ) -> tuple[list[Any], int]:
+        """Send a request to /predict and disconnect after its body; the messages sent, and how many were received."""
+        sent, received, pieces = list[Any](), 0, [{"type": "http.request", "body": piece} for piece in body]
+
+        async def receive() -> Any:
+            nonlocal received
+            received += 1
+            if pieces:
+                return pieces.pop()
+            while not until():
+                await asyncio.sleep(0.005)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": raw}
+        asyncio.run(self.app(scope, receive, send))
+        return sent, received
+
+    def assert_nothing_is_held(self) -> None:
+        """No request is in progress any more."""
+        assert self.service.admission.images == self.service.admission.bytes == 0
+
     def send(self, *files: bytes, path: str = "/predict", names: list[str | None] | None = None) -> httpx.Response:
         """Files, by multipart."""
         named = zip(names or [f"{number}.png" for number in range(len(files))], files, strict=True)

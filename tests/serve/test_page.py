@@ -87,8 +87,14 @@ class Sight:
         """Whether it is wider than the window."""
         return self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
 
+    def expect_complaints(self, status: str) -> None:
+        """The browser itself logs every response of 4xx and 5xx."""
+        assert self.complaints
+        assert all(status in complaint for complaint in self.complaints)
+        self.complaints.clear()
+
     def focused(self) -> str:
-        """What the keyboard is at: its label, or its words."""
+        """Label or text of the focused element."""
         return self.page.evaluate(
             "(document.activeElement.getAttribute('aria-label') ?? document.activeElement.closest('label')?.innerText "
             "?? document.activeElement.innerText).trim()"
@@ -112,11 +118,11 @@ def open_page(browser: Any, make_server_on_a_port: MakeServer) -> Iterator[Any]:
         assert all(url.startswith((sight.address, "blob:", "data:")) for url in sight.requests)
 
 
-def test_dropped_pictures_are_answered_in_their_order(open_page: Any) -> None:
+def test_dropped_and_pasted_images(open_page: Any) -> None:
     sight = open_page()
     assert sight.page.title() == "colours: ConvNeXt"
     assert "JPEG, PNG, WEBP" in sight.page.locator("#limits").inner_text()
-    assert "Up to 32 MB and 64 megapixels each" in sight.page.locator("#limits").inner_text()
+    assert "32 MB and 64 megapixels" in sight.page.locator("#limits").inner_text()
     sight.hand("drop", ("a.png", picture("red")), ("b.png", picture("blue", (40, 30))))
     card = sight.answered("b.png")
     assert card.locator(".label").all_inner_texts()[0] == "blue"
@@ -129,21 +135,16 @@ def test_dropped_pictures_are_answered_in_their_order(open_page: Any) -> None:
     sight.answered("a.png")
     assert sight.page.locator(".card h2").all_inner_texts() == ["a.png", "b.png"]
     assert sight.page.locator("#count").inner_text() == "2 pictures"
-
-
-def test_pasted_pictures(open_page: Any) -> None:
-    sight = open_page()
     sight.hand("paste", ("image.png", picture("green")))
     assert sight.answered("image.png").locator(".label").first.inner_text() == "green"
     sight.page.evaluate("document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: new DataTransfer()}))")
-    assert sight.page.locator(".card").count() == 1
+    assert sight.page.locator(".card").count() == 3
 
 
-def test_the_map_lies_over_what_the_network_sees(open_page: Any) -> None:
-    """A wide picture, of which the network sees the middle: red there on the right, where the map is bright."""
-    image = Image.new("RGB", (80, 40), "#0000ff")
+def test_the_heat_map_covers_what_the_model_sees(open_page: Any) -> None:
+    """A wide image, of which the model sees the middle: red there on the right, where the heat map is bright."""
+    image, file = Image.new("RGB", (80, 40), "#0000ff"), io.BytesIO()
     image.paste("#ff0000", (42, 0, 80, 40))
-    file = io.BytesIO()
     image.save(file, "png")
     sight = open_page()
     sight.choose(("wide.png", file.getvalue()))
@@ -154,47 +155,42 @@ def test_the_map_lies_over_what_the_network_sees(open_page: Any) -> None:
     assert inner["width"] == pytest.approx(outer["width"] / 2, abs=1.5)
     assert inner["x"] - outer["x"] == pytest.approx(outer["width"] / 4, abs=1.5)
     assert inner["height"] == pytest.approx(outer["height"], abs=1.5)
-    seen = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB")).astype(int)
+
+    def screenshot() -> Any:
+        return np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB")).astype(int)
+
+    seen = screenshot()
     box = card.get_by_role("switch", name="Where it looked")
     box.uncheck()
     assert not heat.is_visible()
-    plain = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB")).astype(int)
+    plain = screenshot()
     row, width = seen.shape[0] // 2, seen.shape[1]
-    differs = np.abs(seen - plain).sum(2)[row]
-    assert differs[int(0.05 * width)] > 50  # dark, beyond what is seen
-    label = card.locator(".label").first.inner_text()
-    bright, dark = (0.7, 0.3) if label == "red" else (0.3, 0.7)
+    assert np.abs(seen - plain).sum(2)[row, int(0.05 * width)] > 50  # dark where the model does not see
+    bright, dark = (0.7, 0.3) if card.locator(".label").first.inner_text() == "red" else (0.3, 0.7)
     assert seen[row, int(bright * width)].sum() > seen[row, int(dark * width)].sum()
     box.check()
     card.get_by_role("slider", name="Strength of the map").fill("10")
-    faint = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB")).astype(int)
     place = row, int(bright * width)
-    assert np.abs(faint - plain)[place].sum() < np.abs(seen - plain)[place].sum()
+    assert np.abs(screenshot() - plain)[place].sum() < np.abs(seen - plain)[place].sum()
 
 
-def test_a_network_without_maps(open_page: Any) -> None:
-    sight = open_page(Gated())
-    sight.choose(("a.png", picture()))
-    assert not sight.answered("a.png").get_by_role("switch").is_visible()
-
-
-def test_a_bad_file_says_why_and_the_others_are_answered(open_page: Any) -> None:
-    sight = open_page(limits={"max_bytes": 5000})
+def test_bad_files_say_why_and_the_others_are_classified(open_page: Any) -> None:
+    sight = open_page(Gated(), limits={"max_bytes": 5000})
     sight.choose(("bad.png", b"no picture"), ("good.png", picture()), ("big.png", bytes(6000)))
     bad, big = (sight.card(name).locator(".reason") for name in ("bad.png", "big.png"))
     bad.wait_for()
     big.wait_for()
-    assert bad.inner_text().startswith("No image of a kind that can be read (JPEG")
-    assert big.inner_text() == "5.86 kB, no more than 4.88 kB are taken"
+    assert "JPEG" in bad.inner_text()
+    assert "4.88 kB" in big.inner_text()
     assert not sight.card("bad.png").get_by_role("button", name="Try again").is_visible()
-    assert sight.answered("good.png").locator(".label").first.inner_text() == "red"
-    # What the browser itself says of every answer of 4xx; of big.png it has nothing to say, it was never sent.
-    (complaint,) = sight.complaints
-    assert "415" in complaint
-    sight.complaints.clear()
+    good = sight.answered("good.png")
+    assert good.locator(".label").first.inner_text() == "red"
+    assert not good.get_by_role("switch").is_visible()  # this model has no heat maps
+    assert len(sight.complaints) == 1  # big.png was never sent
+    sight.expect_complaints("415")
 
 
-def test_a_slow_answer_shows_that_it_is_waited_for(open_page: Any) -> None:
+def test_a_slow_response_shows_its_progress(open_page: Any) -> None:
     model = Looking()
     sight = open_page(model)
     model.gate.clear()
@@ -210,36 +206,27 @@ def test_a_slow_answer_shows_that_it_is_waited_for(open_page: Any) -> None:
     assert sight.page.get_by_role("status").inner_text() == "slow.png: blue, 100.0 %"
 
 
-def test_what_is_too_slow_can_be_tried_again(open_page: Any) -> None:
-    model = Looking()
-    sight = open_page(model, limits={"timeout": 0.5})
-    model.gate.clear()
-    sight.choose(("slow.png", picture("blue")))
-    again = sight.card("slow.png").get_by_role("button", name="Try again")
-    again.wait_for()
-    assert sight.card("slow.png").locator(".reason").inner_text().startswith("No response within 0.5 s")
-    model.gate.set()
-    again.click()
-    assert sight.answered("slow.png").locator(".label").first.inner_text() == "blue"
-    assert all("503" in complaint for complaint in sight.complaints)
-    sight.complaints.clear()
-
-
-def test_a_file_that_is_gone(open_page: Any, tmp_path: Path) -> None:
-    model, file = Looking(), tmp_path / "a.png"
-    file.write_bytes(picture())
-    sight = open_page(model, limits={"timeout": 0.3})
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_what_is_too_slow_can_be_tried_again(is_gone: bool, open_page: Any, tmp_path: Path) -> None:
+    model, file = Looking(), tmp_path / "slow.png"
+    file.write_bytes(picture("blue"))
+    sight = open_page(model, limits={"timeout": 0.4})
     model.gate.clear()
     sight.page.locator("#choose").set_input_files(file)
-    again = sight.card("a.png").get_by_role("button", name="Try again")
+    card = sight.card("slow.png")
+    again = card.get_by_role("button", name="Try again")
     again.wait_for()
-    file.unlink()
-    again.click()
-    sight.card("a.png").get_by_text("Cannot be read: it is a folder, or gone").wait_for()
-    assert not again.is_visible()
+    assert "0.4 s" in card.locator(".reason").inner_text()
     model.gate.set()
-    assert all("503" in complaint for complaint in sight.complaints)
-    sight.complaints.clear()
+    if is_gone:
+        file.unlink()
+    again.click()
+    if is_gone:
+        card.get_by_text("Cannot be read").wait_for()
+        assert not again.is_visible()
+    else:
+        assert sight.answered("slow.png").locator(".label").first.inner_text() == "blue"
+    sight.expect_complaints("503")
 
 
 def test_a_busy_server_is_asked_again(open_page: Any) -> None:
@@ -251,8 +238,7 @@ def test_a_busy_server_is_asked_again(open_page: Any) -> None:
     model.gate.set()
     for name, colour in (("a.png", "red"), ("b.png", "blue")):
         assert sight.answered(name).locator(".label").first.inner_text() == colour
-    assert all("429" in complaint for complaint in sight.complaints)
-    sight.complaints.clear()
+    sight.expect_complaints("429")
 
 
 def test_by_the_keyboard_alone(open_page: Any) -> None:
@@ -283,8 +269,7 @@ def test_by_the_keyboard_alone(open_page: Any) -> None:
     assert sight.focused() == "Choose pictures"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 360), ("dark", 360)])
 def test_every_light_and_width(scheme: str, width: int, open_page: Any) -> None:
     sight = open_page(color_scheme=scheme, viewport={"width": width, "height": 740})
     assert not sight.overflows()
