@@ -11,12 +11,12 @@ from PIL import Image
 from convnext.data import FileImages, load_data
 from convnext.data.augmentation import (
     augment_batch,
-    evaluation_transform,
     normalize,
     normalize_bytes,
     training_transform,
 )
 from convnext.data.loader import Batches
+from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError
 from tests.conftest import MakeFolder
 
@@ -138,10 +138,10 @@ def test_evaluation_crops_below_384_and_squashes_from_there(size: int, visible: 
     """A picture with a white frame of a twentieth: the crop cuts it off, the squash keeps it."""
     picture = Image.new("RGB", (800, 800), "white")
     picture.paste((0, 0, 0), (40, 40, 760, 760))
-    tensor = evaluation_transform(size)(picture)
+    tensor = Preprocessing.published(size)(picture)
     assert tensor.shape == (3, size, size)
     assert (tensor[0, size // 2, 1] > 0).item() == (visible == 1.0)
-    wide = evaluation_transform(size)(Image.new("RGB", (640, 480)))
+    wide = Preprocessing.published(size)(Image.new("RGB", (640, 480)))
     assert wide.shape == (3, size, size)
 
 
@@ -165,9 +165,9 @@ def test_rand_augment_at_full_strength_keeps_no_bits() -> None:
 
 def test_wrong_values() -> None:
     val = load_data("digits").val
-    with pytest.raises(UsageError, match="unknown augmentation 'afine': did you mean affine"):
+    with pytest.raises(UsageError, match=r"'afine'.*affine"):
         Batches(val, batch_size=4, image_size=32, augment="afine")
     with pytest.raises(UsageError, match="batch_size is 0"):
         Batches(val, batch_size=0, image_size=32)
-    with pytest.raises(UsageError, match="unknown pipeline 'quick'"):
+    with pytest.raises(UsageError, match="'quick'"):
         Batches(val, batch_size=4, image_size=32, pipeline="quick")

@@ -1,4 +1,4 @@
-"""The order of images: every process and part gets its own share, and together they are the one order."""
+"""The order of images: every rank gets its own micro-batches, and together they are the one order."""
 
 from itertools import chain
 
@@ -8,24 +8,24 @@ from convnext.data.sampling import Draw, EvaluationOrder, TrainingOrder
 from convnext.errors import UsageError
 
 
-def order(rank: int = 0, processes: int = 1, accumulate: int = 1, repeats: int = 1, count: int = 50) -> TrainingOrder:
-    return TrainingOrder(count, 12, repeats, 7, rank, processes, accumulate)
+def order(rank: int = 0, world_size: int = 1, accumulate: int = 1, repeats: int = 1, count: int = 50) -> TrainingOrder:
+    return TrainingOrder(count, 12, repeats, 7, rank, world_size, accumulate)
 
 
 def steps(batches: list[list[Draw]], parts: int) -> list[list[Draw]]:
     return [sorted(chain(*batches[i : i + parts])) for i in range(0, len(batches), parts)]
 
 
-@pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 4)])
-def test_processes_and_parts_divide_the_same_steps(processes: int, accumulate: int) -> None:
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 4)])
+def test_ranks_and_micro_batches_divide_the_same_steps(world_size: int, accumulate: int) -> None:
     whole = steps(list(order()), 1)
-    shares = [steps(list(order(rank, processes, accumulate)), accumulate) for rank in range(processes)]
+    shares = [steps(list(order(rank, world_size, accumulate)), accumulate) for rank in range(world_size)]
     together = [sorted(chain(*step)) for step in zip(*shares, strict=True)]
     assert together == whole
     assert len(whole) == 4
 
 
-def test_a_part_is_the_same_whichever_process_has_it() -> None:
+def test_a_micro_batch_is_the_same_whichever_rank_has_it() -> None:
     one = dict(zip(order(0, 1, 2).positions(), order(0, 1, 2), strict=True))
     two = {}
     for rank in range(2):
@@ -49,7 +49,7 @@ def test_repetitions_come_side_by_side_and_differ() -> None:
     assert len({draw for batch in draws for draw in batch}) == 48
 
 
-def test_evaluation_gives_each_image_to_one_process() -> None:
+def test_evaluation_gives_each_image_to_one_rank() -> None:
     shares = [list(EvaluationOrder(11, 3, rank, 4)) for rank in range(4)]
     assert [len(list(chain(*share))) for share in shares] == [3, 3, 3, 2]
     assert sorted(draw.image for share in shares for batch in share for draw in batch) == list(range(11))
@@ -59,8 +59,8 @@ def test_evaluation_gives_each_image_to_one_process() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"accumulate": 5}, r"batch_size is 12, needs a multiple of 5 .* pass --batch-size 15"),
-        ({"processes": 3, "count": 2}, "2 training images cannot be divided over 3 parts"),
+        ({"accumulate": 5}, "batch_size is 12.*--batch-size 15"),
+        ({"world_size": 3, "count": 2}, "2 training images"),
     ],
 )
 def test_uneven_divisions_are_refused(arguments: dict[str, int], message: str) -> None:

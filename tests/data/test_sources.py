@@ -71,11 +71,11 @@ def test_train_folder_alone_is_split(make_folder: MakeFolder) -> None:
     ("counts", "message"),
     [
         ({}, "no images in"),
-        ({"cat": 0, "dog": 0}, "no images in .*found 2 folders without any"),
+        ({"cat": 0, "dog": 0}, "no images .*2 folders"),
         ({"cat": 3}, r"one class in .*\(cat\)"),
-        ({"cat": 1, "dog": 1}, "every class in .* has one image"),
-        ({"cat": 3, "dog": 0, "emu": 3}, "no images in .*dog: fill or remove"),
-        ({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/elk": 1}, "val has classes that .*train lacks: elk"),
+        ({"cat": 1, "dog": 1}, "one image"),
+        ({"cat": 3, "dog": 0, "emu": 3}, "no images .*dog"),
+        ({"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/elk": 1}, "train.*elk"),
         ({"train/cat": 2, "train/dog": 2, "val/cat": 0}, "no images in .*val"),
     ],
 )
@@ -87,18 +87,17 @@ def test_folders_that_are_no_data(make_folder: MakeFolder, counts: dict[str, int
 
 
 def test_wrong_names(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown data 'digit': did you mean digits"):
-        load_data("digit")
-    with pytest.raises(UsageError, match="is no folder"):
-        load_data(str(tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match="no folder"):
-        load_data(f"imagenet:{tmp_path / 'nowhere'}")
-    with pytest.raises(UsageError, match="needs the folders train/ and val/"):
-        load_data(f"imagenet:{tmp_path}")
-    file = tmp_path / "file.txt"
-    file.write_text("x")
-    with pytest.raises(UsageError, match="is no folder"):
-        load_data(str(file))
+    (tmp_path / "file.txt").write_text("x")
+    for name, message in (
+        ("digit", "'digit'.*digits"),
+        (str(tmp_path / "nowhere"), "nowhere"),
+        (f"imagenet:{tmp_path / 'nowhere'}", "nowhere"),
+        (f"imagenet:{tmp_path}", "train/ and val/"),
+        (str(tmp_path / "file.txt"), r"file\.txt"),
+        ("object:net.Photos", r"net\.Photos"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_data(name)
 
 
 def test_cifar_is_read_from_torchvisions_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +132,7 @@ def test_cifar_is_read_from_torchvisions_file(tmp_path: Path, monkeypatch: pytes
 def test_cifar_without_a_network_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVNEXT_DATA", str(tmp_path))
     monkeypatch.setattr(datasets.CIFAR100, "url", "http://127.0.0.1:9/cifar-100-python.tar.gz")
-    with pytest.raises(RunError, match=r"put cifar-100-python.tar.gz into .* yourself"):
+    with pytest.raises(RunError, match=str(tmp_path)):
         load_data("cifar100")
 
 
@@ -159,8 +158,11 @@ def test_pictures_of_every_kind_keep_what_they_show(tmp_path: Path) -> None:
         shown = np.asarray(images.read(index)[0])[..., 0]
         assert np.abs(shown - ramp * 255).max() <= 1
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "c.tiff")
-    with pytest.raises(UnreadableImageError, match="values without a fixed range"):
+    with pytest.raises(UnreadableImageError, match="floating point"):
         FileImages((tmp_path / "c.tiff",), (0,)).read(0)
+    for mode in ("P", "RGBA", "L", "CMYK", "I;16"):
+        Image.new(mode, (9, 7)).save(tmp_path / "e.tiff")
+        assert FileImages((tmp_path / "e.tiff",), (0,)).read(0)[0].mode == "RGB"
     turned = Image.new("RGB", (30, 20))
     exif = turned.getexif()
     exif[0x0112] = 6  # the camera was held upright
@@ -173,13 +175,3 @@ def test_a_link_that_leads_back_is_not_followed_twice(make_folder: MakeFolder) -
     (root / "cat" / "again").symlink_to(root / "cat", target_is_directory=True)
     data = load_data(str(root))
     assert len(data.train) + len(data.val) == 8
-
-
-def test_palette_and_alpha_become_rgb(make_folder: MakeFolder) -> None:
-    root = make_folder({"cat": 2, "dog": 2})
-    for mode in ("P", "RGBA", "L", "CMYK", "I;16"):
-        suffix = "tiff" if mode == "CMYK" else "png"
-        Image.new(mode, (9, 7)).save(root / "cat" / f"{mode.replace(';', '')}.{suffix}")
-    data = load_data(str(root))
-    for part in (data.train, data.val):
-        assert all(part.read(i)[0].mode == "RGB" for i in range(len(part)))

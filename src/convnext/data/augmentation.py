@@ -1,8 +1,8 @@
-"""Ways to vary images in training, and the one way to prepare them for evaluation."""
+"""Augmentation: of whole batches on tensors, and of single PIL images by timm's and torchvision's operations."""
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from convnext.data.preprocessing import MEAN, STD, Preprocessing
-from convnext.errors import unknown_name
 
 Transform = Callable[[Image.Image], Tensor]
 Augment = Literal["none", "affine", "crop_flip", "rand_augment", "trivial_augment"]
-Pipeline = Literal["exact", "fast"]
+PIPELINES = ("exact", "fast")
 BATCH_AUGMENTS = ("none", "affine", "crop_flip")  # those that run on whole batches of tensors
-
-
-def check_augment(augment: str) -> None:
-    """Refuse an unknown augmentation."""
-    if augment not in get_args(Augment):
-        raise unknown_name("augmentation", augment, get_args(Augment))
 
 
 def resize_batch(images: Tensor, image_size: int) -> Tensor:
@@ -45,7 +38,7 @@ def normalize_bytes(images: Tensor) -> Tensor:
 
 
 def augment_batch(images: Tensor, augment: str) -> Tensor:
-    """Vary each of the images (N, C, H, W) by itself; draws from torch's global generator."""
+    """Augment each of the images (N, C, H, W) independently, with torch's global generator."""
     if augment == "affine":
         return random_affine(images)
     if augment == "crop_flip":
@@ -54,7 +47,7 @@ def augment_batch(images: Tensor, augment: str) -> Tensor:
 
 
 def random_affine(images: Tensor, degrees: float = 10, scale: float = 0.1, shift: float = 0.08) -> Tensor:
-    """Turn, scale and shift each image at random: for digits and characters, which must not be flipped.
+    """Rotate, scale and shift each image at random: for digits and characters, which must not be flipped.
 
     Args:
         images: (N, C, H, W); what comes in from outside is black.
@@ -73,7 +66,7 @@ def random_affine(images: Tensor, degrees: float = 10, scale: float = 0.1, shift
 
 
 def random_crop_flip(images: Tensor) -> Tensor:
-    """Pad by an eighth, cut each image out at random, mirror every other one: for small photographs."""
+    """Pad by an eighth, crop each image at random, flip every other one: for small photographs."""
     count, _, height, width = images.shape
     pad = max(1, height // 8)
     padded = F.pad(images, (pad, pad, pad, pad), mode="reflect").permute(0, 2, 3, 1)  # (N, H + 2 pad, W + 2 pad, C)
@@ -85,17 +78,22 @@ def random_crop_flip(images: Tensor) -> Tensor:
 
 
 def training_transform(image_size: int, augment: str) -> Transform:
-    """The pipeline from a picture to a normalised tensor (3, image_size, image_size) for training."""
+    """The training pipeline, from a PIL image to a normalised tensor (3, image_size, image_size)."""
     if augment == "none":
-        return evaluation_transform(image_size)
+        return Preprocessing.published(image_size)
     if augment == "affine":
         from torchvision.transforms import v2
 
         vary = v2.RandomAffine((-10, 10), translate=(0.08, 0.08), scale=(0.9, 1.1))
-        return v2.Compose([vary, evaluation_transform(image_size)])
-    transform = timm_transform(
+        return v2.Compose([vary, Preprocessing.published(image_size)])
+    from timm.data.transforms_factory import create_transform
+
+    transform: Any = create_transform(
         image_size,
         is_training=True,
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
         scale=(0.35, 1) if augment == "crop_flip" else (0.08, 1),
         auto_augment="rand-m9-mstd0.5-inc1" if augment == "rand_augment" else None,
         color_jitter=0,
@@ -108,18 +106,6 @@ def training_transform(image_size: int, augment: str) -> Transform:
 
         transform.transforms.insert(2, v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
     return transform
-
-
-def evaluation_transform(image_size: int) -> Preprocessing:
-    """The pipeline from a picture to a normalised tensor (3, image_size, image_size) for evaluation."""
-    return Preprocessing.published(image_size)
-
-
-def timm_transform(image_size: int, **options: Any) -> Any:
-    """timm's pipeline to a normalised tensor, bicubic: a Compose."""
-    from timm.data.transforms_factory import create_transform
-
-    return create_transform(image_size, interpolation="bicubic", mean=MEAN, std=STD, **options)
 
 
 def allow_posterize_to_nothing(transform: Any) -> None:

@@ -1,7 +1,7 @@
-"""The fast pipeline: the exact pipeline's choices, draw for draw, on pixels decoded no larger than needed.
+"""The fast pipeline: the exact pipeline's draws, on pixels decoded no larger than needed.
 
-A seed gives the same crop, mirroring and operations as in ``transforms``; the pixels agree within a few levels.
-Normalisation is left to the device that trains.
+A seed gives the same crop, flip and operations as in ``augmentation``; the pixels agree within a few levels. The device
+normalises.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.data import pixel_operations as px
-from convnext.data.augmentation import evaluation_transform, training_transform
+from convnext.data.augmentation import training_transform
 from convnext.data.decoding import DecodedPicture, Picture, open_picture
 from convnext.data.images import FileImages, Images, Pixels
-from convnext.data.preprocessing import centred
+from convnext.data.preprocessing import Preprocessing, centred
 from convnext.errors import UsageError
 
 Vary = Callable[[Pixels], Pixels]
@@ -30,10 +30,10 @@ BINS = 31  # strengths of an operation in TrivialAugment
 
 
 class FastEvaluation:
-    """Resize and crop as ``transforms.evaluation_transform`` does, to uint8 (3, image_size, image_size)."""
+    """Resize and crop as ``Preprocessing.published`` does, to uint8 (3, image_size, image_size)."""
 
     def __init__(self, image_size: int) -> None:
-        self.exact = evaluation_transform(image_size)
+        self.exact = Preprocessing.published(image_size)
 
     def __call__(self, picture: Picture) -> Tensor:
         size = self.exact.image_size
@@ -44,7 +44,7 @@ class FastEvaluation:
 
 
 class FastTraining:
-    """Crop, mirror and vary as ``transforms.training_transform`` does, to uint8 (3, image_size, image_size)."""
+    """Crop, flip and augment as ``training_transform`` does, to uint8 (3, image_size, image_size)."""
 
     def __init__(self, image_size: int, augment: str) -> None:
         from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -72,7 +72,7 @@ def fast_transform(image_size: int, augment: str, *, training: bool) -> Callable
     """The pipeline from a picture to uint8 (3, image_size, image_size), not normalised.
 
     Raises:
-        UsageError: there is no fast form of the augmentation.
+        UsageError: the augmentation has no fast implementation.
     """
     if not training or augment == "none":
         return FastEvaluation(image_size)

@@ -1,4 +1,4 @@
-"""Batches: from labelled images to normalised tensors, in an order and a variation that the seed decides."""
+"""Batches: from labelled images to normalised tensors, in an order and with an augmentation that the seed decides."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -12,17 +12,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from convnext.data.augmentation import (
     BATCH_AUGMENTS,
-    Pipeline,
+    PIPELINES,
+    Augment,
     Transform,
     augment_batch,
-    check_augment,
-    evaluation_transform,
     normalize,
     normalize_bytes,
     resize_batch,
     training_transform,
 )
 from convnext.data.images import Images, MemoryImages, UnreadableImageError
+from convnext.data.preprocessing import Preprocessing
 from convnext.data.sampling import Draw, EvaluationOrder, TrainingOrder
 from convnext.errors import unknown_name
 from convnext.randomness import seed_everything
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     """A batch: ``images`` (N, 3, H, W), ``labels`` (N,), and the files that could not be read.
 
     Images are normalised floats, or bytes that :meth:`Batches.prepare` normalises on the device. ``position`` is the
-    batch's place in the training: epoch, step, part of the step.
+    batch's place in the training: epoch, step, micro-batch.
     """
 
     images: Tensor
@@ -44,35 +44,32 @@ class Batch(NamedTuple):
 class Batches:
     """Batches of a split, epoch by epoch.
 
-    In training, a step's ``batch_size`` images are divided evenly: over the processes, and in each into ``accumulate``
-    parts, which come one after the other. Every part has its own random numbers, those of one process with two parts
-    being those of two processes with one.
+    In training, a step's ``batch_size`` images are divided evenly: over the ranks, and in each into ``accumulate``
+    micro-batches. Every micro-batch has its own random numbers: those of one rank with two are those of two ranks.
 
     Args:
         images: the split.
-        batch_size: images a step, all processes and parts together; all there are, where there are fewer.
+        batch_size: images per step, over all ranks; all images, where there are fewer.
         image_size: pixels a side.
         augment: ``none``, ``affine``, ``crop_flip``, ``rand_augment`` (timm's, as in the paper) or ``trivial_augment``
             (torchvision's).
-        pipeline: how images are read and varied one by one: ``exact`` (timm's and torchvision's operations on Pillow's
-            pictures) or ``fast`` (the same choices on bytes, which are normalised on the device). Images in memory
-            that are varied as a whole batch are the same in both.
+        pipeline: ``exact`` (timm's and torchvision's operations on PIL images) or ``fast`` (the same draws on bytes,
+            normalised on the device). Images in memory that are augmented as a batch are the same in both.
         random_erasing: probability of erasing a rectangle of an image with noise.
-        shuffle: draw the images in a new order each epoch and drop the last, smaller batch; else keep their order and
-            give every image exactly once, to one of the processes.
-        repeats: times that each drawn image comes, varied anew; fewer images are drawn, for as many steps.
-        seed: of order and variation.
-        rank: this process among ``processes``.
-        processes: all of them.
-        accumulate: parts of a process's share of a step.
-        workers: processes that read and vary files; 0 for this process alone.
-        pin_memory: hold batches where a GPU fetches them without a further copy.
-        transform: from a picture to a normalised tensor (3, H, W), in place of this package's own and its pipeline: for
-            networks that were published with theirs.
+        shuffle: for training: a new order each epoch, without the last, smaller batch; else every image exactly once.
+        repeats: times that each drawn image comes, augmented anew; fewer images are drawn, for as many steps.
+        seed: of order and augmentation.
+        rank: this rank of ``world_size``.
+        world_size: number of ranks.
+        accumulate: micro-batches per step and rank.
+        workers: dataloader workers; 0 for this process alone.
+        pin_memory: hold batches in page-locked memory, from which a GPU copies them.
+        transform: from a PIL image to a normalised tensor (3, H, W), in place of this package's own and its pipeline:
+            for models that were published with theirs.
 
     Raises:
         UsageError: the batch cannot be divided evenly, there is no such augmentation or pipeline, or the augmentation
-            has no fast form.
+            has no fast implementation.
     """
 
     def __init__(
@@ -88,24 +85,21 @@ class Batches:
         repeats: int = 1,
         seed: int = 0,
         rank: int = 0,
-        processes: int = 1,
+        world_size: int = 1,
         accumulate: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        check_augment(augment)
-        if pipeline not in get_args(Pipeline):
-            raise unknown_name("pipeline", pipeline, get_args(Pipeline))
-        self.images = images
-        self.image_size = image_size
-        self.augment = augment
-        self.random_erasing = random_erasing
-        self.seed = seed
+        for kind, name, known in (("augmentation", augment, get_args(Augment)), ("pipeline", pipeline, PIPELINES)):
+            if name not in known:
+                raise unknown_name(kind, name, known)
+        self.images, self.image_size, self.seed = images, image_size, seed
+        self.augment, self.random_erasing = augment, random_erasing
         if shuffle:
-            self.order = TrainingOrder(len(images), batch_size, repeats, seed, rank, processes, accumulate)
+            self.order = TrainingOrder(len(images), batch_size, repeats, seed, rank, world_size, accumulate)
         else:
-            self.order = EvaluationOrder(len(images), batch_size, rank, processes)
+            self.order = EvaluationOrder(len(images), batch_size, rank, world_size)
         self.loader: DataLoader[Any] | None = None
         self.source: Iterator[Batch] | None = None
         if transform is not None or not isinstance(images, MemoryImages) or augment not in BATCH_AUGMENTS:
@@ -120,7 +114,7 @@ class Batches:
             )
 
     def transformed(self, transform: Transform | None, *, training: bool, fast: bool) -> "TransformedImages":
-        """The split's images through a transform of pictures, or else through a pipeline."""
+        """The split's images through a transform, or else through a pipeline."""
         if fast and transform is None:
             from convnext.data.fast_pipeline import fast_transform, open_image
 
@@ -128,16 +122,16 @@ class Batches:
             return TransformedImages(partial(open_image, self.images), varied, self.seed)
         if transform is None:
             size = self.image_size
-            transform = training_transform(size, self.augment) if training else evaluation_transform(size)
+            transform = training_transform(size, self.augment) if training else Preprocessing.published(size)
         return TransformedImages(self.images.read, transform, self.seed)
 
     @property
     def batch_size(self) -> int:
-        """Images a step, all processes and parts together."""
+        """Images per step, over all ranks."""
         return self.order.batch_size
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         return self.order.steps
 
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
@@ -146,7 +140,7 @@ class Batches:
         if self.loader is None:
             self.source = self.from_memory()
         else:
-            with signals_blocked():  # they are for this process, which ends the reading ones
+            with signals_blocked():  # they are for this process, which ends the workers
                 self.source = iter(self.loader)
         for position in self.order.positions():
             if self.source is None:  # closed
@@ -154,11 +148,11 @@ class Batches:
             yield next(self.source)._replace(position=position)
 
     def close(self) -> None:
-        """End the reading processes. They do not end of themselves, since signals to end do not reach them."""
+        """End the dataloader workers, which signals do not reach."""
         self.source = self.loader = None  # they live as long as these
 
     def prepare(self, batch: Batch, device: torch.device) -> Tensor:
-        """A batch's images on the device: normalised (N, 3, H, W) in channels_last memory, partly erased."""
+        """A batch's images on the device: normalised (N, 3, H, W) in channels_last memory, with random erasing."""
         images = batch.images.to(device, non_blocking=True)
         if images.dtype == torch.uint8:
             images = normalize_bytes(images)
@@ -171,7 +165,7 @@ class Batches:
         return images.contiguous(memory_format=torch.channels_last)
 
     def from_memory(self) -> Iterator[Batch]:
-        """Batches cut from images in memory and varied as a whole."""
+        """Batches of images in memory, augmented as a whole."""
         assert isinstance(self.images, MemoryImages)
         for (epoch, step, part), draws in zip(self.order.positions(), self.order, strict=True):
             chosen = torch.tensor([draw.image for draw in draws])
@@ -182,7 +176,7 @@ class Batches:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Hold Ctrl-C and the like back; processes that are started meanwhile never get them."""
+    """Block Ctrl-C and the like inside the block; processes that are started there never receive them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -200,7 +194,7 @@ class TransformedImages(Dataset[Any]):
     Args:
         read: gives an image by its number, as the transform takes it, and its label.
         transform: gives a tensor (3, H, W).
-        seed: of variation.
+        seed: of augmentation.
     """
 
     def __init__(self, read: Callable[[int], tuple[Any, int]], transform: Callable[[Any], Tensor], seed: int) -> None:
@@ -231,7 +225,7 @@ def stack(images: list[Tensor]) -> Tensor:
 
 
 def one_thread(worker: int) -> None:  # noqa: ARG001
-    """Keep a reading process's OpenCV to one thread, as PyTorch keeps itself: there is a process a core."""
+    """Limit OpenCV in a dataloader worker to one thread, as PyTorch does itself: there is one worker per core."""
     import cv2
 
     cv2.setNumThreads(0)  # not 1, which would end the threads that a fork did not bring along, and crash

@@ -1,4 +1,4 @@
-"""Which image comes when: the order of an epoch, its division into steps, and of a step over processes and parts."""
+"""Which image comes when: the order of an epoch, its steps, and the micro-batches of every rank."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from convnext.randomness import position_seed
 
 
 class Draw(NamedTuple):
-    """An image to read: its number, the epoch, and which of its repetitions; all that its variation is seeded by."""
+    """An image to read: its index, the epoch, and which of its repetitions; all that its augmentation is seeded by."""
 
     image: int
     epoch: int
@@ -18,41 +18,42 @@ class Draw(NamedTuple):
 
 
 class TrainingOrder:
-    """One process's part of every step of an epoch, in an order that the seed decides.
+    """One rank's micro-batches of every step of an epoch, in an order that the seed decides.
 
     Args:
-        count: images there are.
-        batch_size: images a step; all there are, where there are fewer.
+        count: number of images.
+        batch_size: images per step, over all ranks; all images, where there are fewer.
         repeats: times that each drawn image comes.
         seed: of the order.
-        rank: this process among ``processes``.
-        processes: all of them.
-        accumulate: parts of a process's share of a step.
+        rank: this rank of ``world_size``.
+        world_size: number of ranks.
+        accumulate: micro-batches per step and rank.
 
     Raises:
         UsageError: a step cannot be divided evenly.
     """
 
     def __init__(
-        self, count: int, batch_size: int, repeats: int, seed: int, rank: int, processes: int, accumulate: int
+        self, count: int, batch_size: int, repeats: int, seed: int, rank: int, world_size: int, accumulate: int
     ) -> None:
         check_batch_size(batch_size)
-        self.parts = processes * accumulate
-        if batch_size % self.parts:
+        self.micro_batches = world_size * accumulate
+        if batch_size % self.micro_batches:
+            next_multiple = -(-batch_size // self.micro_batches) * self.micro_batches
             raise UsageError(
-                f"batch_size is {batch_size}, needs a multiple of {self.parts} ({processes} processes, each "
-                f"accumulating {accumulate}): pass --batch-size {-(-batch_size // self.parts) * self.parts}"
+                f"batch_size is {batch_size}, needs a multiple of {self.micro_batches} ({world_size} ranks, each "
+                f"accumulating {accumulate}): pass --batch-size {next_multiple}"
             )
-        if count < self.parts:
-            raise UsageError(f"{count} training images cannot be divided over {self.parts} parts: use fewer processes")
-        self.batch_size = min(batch_size, count // self.parts * self.parts)
+        if count < self.micro_batches:
+            raise UsageError(f"{count} training images cannot fill {self.micro_batches} micro-batches: use fewer ranks")
+        self.batch_size = min(batch_size, count // self.micro_batches * self.micro_batches)
         self.steps = count // self.batch_size
         self.count, self.repeats, self.seed = count, repeats, seed
-        self.own = range(rank, self.parts, processes)  # the parts of a step that are this process's
+        self.own = range(rank, self.micro_batches, world_size)  # the micro-batches of a step that are this rank's
         self.epoch, self.skip = 0, 0
 
     def positions(self) -> Iterator[tuple[int, int, int]]:
-        """Epoch, step and part of each batch."""
+        """Epoch, step and micro-batch of each batch."""
         return ((self.epoch, step, part) for step in range(self.skip, self.steps) for part in self.own)
 
     def __len__(self) -> int:
@@ -65,21 +66,21 @@ class TrainingOrder:
         for step in range(self.steps):
             batch = [next(draws) for _ in range(self.batch_size)]
             if step >= self.skip:
-                yield from (batch[part :: self.parts] for part in self.own)
+                yield from (batch[part :: self.micro_batches] for part in self.own)
 
 
 class EvaluationOrder:
-    """One process's share of all images: each image is exactly one process's."""
+    """One rank's batches of all images, each of which belongs to exactly one rank."""
 
-    def __init__(self, count: int, batch_size: int, rank: int, processes: int) -> None:
+    def __init__(self, count: int, batch_size: int, rank: int, world_size: int) -> None:
         check_batch_size(batch_size)
         self.batch_size = min(batch_size, max(1, count))
-        self.own = range(rank, count, processes)
+        self.own = range(rank, count, world_size)
         self.steps = -(-len(self.own) // self.batch_size)
         self.epoch, self.skip = 0, 0
 
     def positions(self) -> Iterator[tuple[int, int, int]]:
-        """Epoch, step and part of each batch."""
+        """Epoch, step and micro-batch (0) of each batch."""
         return ((self.epoch, step, 0) for step in range(self.skip, self.steps))
 
     def __len__(self) -> int:
@@ -91,6 +92,6 @@ class EvaluationOrder:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch of nothing."""
+    """Refuse an empty batch."""
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}, needs 1 or more")

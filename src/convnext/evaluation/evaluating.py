@@ -117,7 +117,7 @@ def evaluate(
             batch_size=batch_size,
             image_size=size,
             rank=ranks.rank,
-            processes=ranks.world_size,
+            world_size=ranks.world_size,
             workers=choose_workers(workers, ranks.local_world_size),
             pin_memory=torch_device.type == "cuda",
             transform=None if by_batches else trained.preprocessing,

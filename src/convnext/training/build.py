@@ -282,7 +282,7 @@ def build_loaders(
     """The loaders for training and for evaluation."""
     common: dict[str, Any] = {
         "rank": ranks.rank,
-        "processes": ranks.world_size,
+        "world_size": ranks.world_size,
         "pipeline": recipe.pipeline,
         "workers": choose_workers(recipe.workers, ranks.local_world_size),
         "pin_memory": device.type == "cuda",
