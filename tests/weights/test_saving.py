@@ -18,7 +18,7 @@ from convnext.errors import RunError, UsageError
 from convnext.models.convnext import ConvNeXt
 from convnext.weights.saving import convert
 from convnext.weights.weights_file import open_weights
-from tests.weights.peers import logits, randomize
+from tests.weights.peers import logits, randomize, tiny
 
 CLASSES = ("daisy", "rose", "tulip")
 SETTINGS = {
@@ -33,10 +33,6 @@ IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 @pytest.fixture(scope="module")
 def source() -> nn.Module:
     return randomize(convnext.create_model("convnext_atto", num_classes=3))
-
-
-def unnamed(**options: Any) -> nn.Module:
-    return randomize(ConvNeXt(depths=(1, 2, 1, 1), dims=(8, 16, 32, 64), num_classes=3, **options))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -100,7 +96,7 @@ def test_a_file_by_itself_keeps_classes_and_preprocessing(source: nn.Module, nam
 
 def test_torchs_format_keeps_the_weights_alone_and_that_is_said(source: nn.Module, tmp_path: Path) -> None:
     saved = convnext.save_weights(source, tmp_path / "a.pth", classes=CLASSES)
-    assert saved.notes[0].startswith("a.pth holds the weights alone, without names of classes and preprocessing")
+    assert "a.pth" in saved.notes[0]
     with pytest.warns(convnext.WeightsWarning) as said:
         classifier = convnext.load(tmp_path / "a.pth")
     assert classifier.classes == ("class 0", "class 1", "class 2")
@@ -112,7 +108,7 @@ def test_networks_without_a_name_open_in_timm(tmp_path: Path) -> None:
     import timm
 
     for options in ({"kernel_size": 5}, {"in_chans": 2}, {"grn": True, "layer_scale_init_value": None}):
-        model = unnamed(**options)
+        model = tiny(**options)
         folder = tmp_path / "-".join(options)
         convnext.save_weights(model, folder, "timm")
         theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -138,7 +134,7 @@ def test_the_line_of_python_that_is_said_opens_it(layout: Any, name: str, varian
     import transformers
     from torchvision.models.convnext import CNBlockConfig
 
-    model = unnamed() if variant is None else randomize(convnext.create_model(variant, num_classes=3))
+    model = tiny() if variant is None else randomize(convnext.create_model(variant, num_classes=3))
     saved = convnext.save_weights(model, tmp_path / name, layout)
     names = {"timm": timm, "torchvision": torchvision, "transformers": transformers, "torch": torch}
     opened = eval(saved.opens_with, names | {"safetensors": safetensors, "CNBlockConfig": CNBlockConfig})
@@ -169,39 +165,39 @@ def test_precision_stays(source: nn.Module, dtype: torch.dtype, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("variant", "options", "layout", "message"),
+    ("variant", "options", "layout", "lacks"),
     [
-        ("convnextv2_atto", {}, "torchvision", "torchvision has no V2: convert to official or timm"),
-        ("convnext_atto", {"num_classes": 0}, "torchvision", "no networks without a classifier"),
-        ("convnext_atto", {"in_chans": 4}, "torchvision", "no images of 4 channels"),
-        ("convnext_atto", {"kernel_size": 5}, "transformers", "transformers has no kernel size 5"),
-        ("convnext_atto", {"stem_stride": 1}, "transformers", "no stems of stride 1"),
-        ("convnext_atto", {"stem_stride": 1}, "timm", "timm has no stem of stride 1"),
-        ("convnext_atto", {"stem_stride": 2}, "timm", "timm has no stem of stride 2"),
-        ("convnext_isotropic_small", {}, "timm", "timm has no isotropic ConvNeXt"),
-        ("convnext_isotropic_small", {}, "transformers", "transformers has no isotropic networks"),
-        ("convnext_isotropic_small", {}, "torchvision", "torchvision has no isotropic networks"),
+        ("convnextv2_atto", {}, "torchvision", "V2"),
+        ("convnext_atto", {"num_classes": 0}, "torchvision", "classifier"),
+        ("convnext_atto", {"in_chans": 4}, "torchvision", "4 channels"),
+        ("convnext_atto", {"kernel_size": 5}, "transformers", "kernel size 5"),
+        ("convnext_atto", {"stem_stride": 1}, "transformers", "stride 1"),
+        ("convnext_atto", {"stem_stride": 1}, "timm", "stride 1"),
+        ("convnext_atto", {"stem_stride": 2}, "timm", "stride 2"),
+        ("convnext_isotropic_small", {}, "timm", "isotropic"),
+        ("convnext_isotropic_small", {}, "transformers", "isotropic"),
+        ("convnext_isotropic_small", {}, "torchvision", "isotropic"),
     ],
 )
 def test_what_a_library_has_no_form_for(
-    variant: str, options: dict[str, Any], layout: Any, message: str, tmp_path: Path
+    variant: str, options: dict[str, Any], layout: Any, lacks: str, tmp_path: Path
 ) -> None:
     model = convnext.create_model(variant, **{"num_classes": 2, **options})
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=f"{layout}.*{lacks}"):
         convnext.save_weights(model, tmp_path / "a.pth", layout)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_do_not_fit(source: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"does not say its format: end it in one of \.safetensors, \.pth"):
+    with pytest.raises(UsageError, match=r"a\.onnx.*\.safetensors, \.pth"):
         convnext.save_weights(source, tmp_path / "a.onnx")
-    with pytest.raises(UsageError, match="transformers opens a folder"):
+    with pytest.raises(UsageError, match="folder"):
         convnext.save_weights(source, tmp_path / "a.bin", "transformers")
-    with pytest.raises(UsageError, match="unknown layout 'tim': did you mean timm"):
+    with pytest.raises(UsageError, match="timm"):
         convnext.save_weights(source, tmp_path / "a.pth", "tim")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UsageError, match="2 names of classes for a classifier of 3"):
+    with pytest.raises(UsageError, match=r"2 .*3"):
         convnext.save_weights(source, tmp_path / "a.pth", classes=("a", "b"))
-    with pytest.raises(UsageError, match="a ConvNeXt with its values is needed, ResNet arrived"):
+    with pytest.raises(UsageError, match="ResNet"):
         convnext.save_weights(convnext.create_model("torchvision/resnet18"), tmp_path / "a.pth")
     assert list(tmp_path.iterdir()) == []
 
@@ -211,28 +207,28 @@ def test_a_folder_in_use_is_left_alone(source: nn.Module, tmp_path: Path) -> Non
     convnext.save_weights(source, folder, "transformers", classes=CLASSES)
     convnext.save_weights(source, folder, "transformers", classes=CLASSES)  # the same again replaces it
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UsageError, match="has other files in it: choose a new folder"):
+    with pytest.raises(UsageError, match="other files"):
         convnext.save_weights(source, folder, "timm")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (folder / "notes.txt").touch()
-    with pytest.raises(UsageError, match="has other files in it"):
+    with pytest.raises(UsageError, match="other files"):
         convnext.save_weights(source, folder, "transformers")
 
 
 @pytest.mark.parametrize(
-    ("network", "reason"),
+    "network",
     [
-        ("torchvision/resnet18", "which is no ConvNeXt"),
-        ("roadmap_micro/patchify_stem", "which differs from every ConvNeXt that other layouts describe"),
+        "torchvision/resnet18",
+        "roadmap_micro/patchify_stem",
     ],
 )
-def test_a_run_of_another_network_is_named(network: str, reason: str, tmp_path: Path) -> None:
+def test_a_run_of_another_network_is_named(network: str, tmp_path: Path) -> None:
     model = convnext.create_model(network, num_classes=3)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "best.safetensors")
     (tmp_path / "recipe.json").write_text(json.dumps({"model": network}))
     with pytest.raises(UsageError) as raised:
         open_weights(tmp_path)
-    assert str(raised.value).startswith(f"the run in {tmp_path} is of {network}, {reason}")
+    assert f"{tmp_path} is of {network}" in str(raised.value)
     assert len(str(raised.value)) < 200 + len(str(tmp_path))
 
 
@@ -240,7 +236,7 @@ def test_what_is_converted_is_never_written_over(source: nn.Module, tmp_path: Pa
     convnext.save_weights(source, tmp_path / "a", "transformers", classes=CLASSES)
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     for out, layout in (("a/model.safetensors", "official"), ("a", "transformers"), ("a/../a", "transformers")):
-        with pytest.raises(UsageError, match="is what is to be converted itself"):
+        with pytest.raises(UsageError, match="another name"):
             convert(open_weights(tmp_path / "a"), tmp_path / out, layout)  # pyright: ignore[reportArgumentType]
     assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
 
@@ -248,11 +244,11 @@ def test_what_is_converted_is_never_written_over(source: nn.Module, tmp_path: Pa
 def test_imagenets_names_reach_transformers(tmp_path: Path) -> None:
     from transformers import AutoConfig
 
-    saved = convnext.save_weights(unnamed(), tmp_path / "few", "transformers")
+    saved = convnext.save_weights(tiny(), tmp_path / "few", "transformers")
     assert saved.notes == ()
     model = ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 32, 64), num_classes=1000)
     saved = convnext.save_weights(model, tmp_path / "a", "transformers")
-    assert saved.notes == ("the 1000 classes have no names: ImageNet's are written, which has as many",)
+    assert "ImageNet" in saved.notes[0]
     labels: Any = AutoConfig.from_pretrained(tmp_path / "a").id2label
     assert (labels[0], labels[999]) == ("tench", "toilet tissue")
 
@@ -270,12 +266,12 @@ def test_other_channels_go_through_timms_own_folder(channels: int, tmp_path: Pat
     back = timm.create_model(f"local-dir:{tmp_path / 'back'}", pretrained=True).eval()
     assert torch.equal(logits(back, images), logits(theirs, images))
     saved = convert(opened, tmp_path / "hf", "transformers")
-    assert saved.notes[0].startswith("transformers' image processors and pipelines give 3 channels, the network takes")
+    assert "3 channels" in saved.notes[0]
 
 
 def test_images_of_four_channels_are_no_pictures(tmp_path: Path) -> None:
-    convnext.save_weights(unnamed(in_chans=4), tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"a.pth is for images of 4 channels, and pictures have 3, or 1"):
+    convnext.save_weights(tiny(in_chans=4), tmp_path / "a.pth")
+    with pytest.raises(UsageError, match=r"a\.pth .*4 channels"):
         convnext.load(tmp_path / "a.pth")
 
 
@@ -283,12 +279,12 @@ def test_damaged_words_beside_the_weights_are_named(source: nn.Module, tmp_path:
     convnext.save_weights(source, tmp_path, "transformers", classes=CLASSES)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {"zero": "a"}}))
-    with pytest.raises(RunError, match=r"cannot understand .*config.json"):
+    with pytest.raises(RunError, match=r"config\.json"):
         open_weights(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a"}}))
-    with pytest.raises(UsageError, match="a classifier of 3 classes, and 1 names of classes beside it"):
+    with pytest.raises(UsageError, match=r"3 classes.* 1 names"):
         open_weights(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 224, "width": 160}}))
-    with pytest.raises(RunError, match=r"160 x 224 pixels: this package takes squares"):
+    with pytest.raises(RunError, match="160 x 224"):
         open_weights(tmp_path)

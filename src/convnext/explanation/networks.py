@@ -15,8 +15,8 @@ from convnext.inference.trained import Trained
 from convnext.models import create_model, is_reference, list_models
 from convnext.models.convnext import VARIANTS
 from convnext.training.build import build_model
-from convnext.weights.architecture import architecture_of
 from convnext.weights.pretrained import checkpoint
+from convnext.weights.shapes import architecture_of
 
 SEED = 0  # of the weights of untrained networks
 IMAGE_SIZE = 224  # px that an untrained network is shown

@@ -7,10 +7,9 @@ from convnext.data.imagenet import class_names, folder_names
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError
 from convnext.inference.trained import Trained
-from convnext.weights.description import default_preprocessing
 from convnext.weights.hub import fetch
 from convnext.weights.pretrained import checkpoint
-from convnext.weights.weights_file import Opened, open_weights
+from convnext.weights.weights_file import Opened, default_preprocessing, open_weights
 
 
 def open_file(path: Path) -> Trained:

@@ -1,4 +1,4 @@
-"""Weights out, in the layout that the next tool wants."""
+"""Save weights in the layout of another library, with the files that it keeps beside them."""
 
 import io
 from collections.abc import Sequence
@@ -14,15 +14,21 @@ from convnext.data.imagenet import class_names
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError, unknown_name
 from convnext.files import is_vacant, read_json, write_atomically, write_json
-from convnext.weights import config_timm, config_transformers
-from convnext.weights.architecture import Architecture, architecture_of
-from convnext.weights.description import Description, default_preprocessing
+from convnext.weights.hub_configs import (
+    check_supported,
+    timm_builder,
+    timm_config,
+    transformers_config,
+    transformers_preprocessor,
+)
 from convnext.weights.layouts import TIMM, TIMM_CONV_MLP, TORCHVISION, TRANSFORMERS, to_official
 from convnext.weights.loading import check_fit
 from convnext.weights.reading import SUFFIXES, TORCH_SUFFIXES
-from convnext.weights.weights_file import Opened
+from convnext.weights.shapes import Architecture, architecture_of
+from convnext.weights.weights_file import Description, Opened, default_preprocessing
 
 LayoutName = Literal["official", "timm", "torchvision", "transformers"]
+CONV_MLP = {"atto", "femto", "pico", "nano"}  # sizes that timm builds with 1x1 convolutions for linear layers
 TORCHVISION_BUILDERS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 FOLDER_FILES = {
     "timm": {"model.safetensors", "config.json"},
@@ -32,12 +38,12 @@ FOLDER_FILES = {
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written.
+    """The result of :func:`save_weights`.
 
     Attributes:
         paths: the files.
-        opens_with: the line of Python that opens them where they are meant for.
-        notes: what should be said of them.
+        opens_with: the line of Python that opens them in the layout's library.
+        notes: warnings for the user.
     """
 
     paths: tuple[Path, ...]
@@ -56,15 +62,15 @@ def save_weights(
     """Save a ConvNeXt's weights in the layout of a library.
 
     Args:
-        model: a ConvNeXt: of this package, or of timm or torchvision.
+        model: a ConvNeXt of this package, timm or torchvision.
         path: a file; its suffix decides its format: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` for torch's. For
-            ``transformers`` a folder, for ``timm`` either: the folder has what it takes to build the network besides.
+            ``transformers`` a folder, for ``timm`` either: from the folder the library builds the model.
         layout: ``official`` (the authors' and this package's), ``timm``, ``torchvision`` or ``transformers``.
-        classes: names of the classes, in the order of the logits, to be kept with the weights.
-        preprocessing: how images are prepared, likewise; the published way for 224 px unless given.
+        classes: names of the classes, in the order of the logits, saved with the weights.
+        preprocessing: of the images, saved likewise; the published one for 224 px by default.
 
     Raises:
-        UsageError: the network is no ConvNeXt, or one that the layout has no form for; or the path does not fit it.
+        UsageError: the model is no ConvNeXt, or one that the layout's library cannot build; or the path does not fit.
         RunError: the disk is full, or the folder cannot be written to.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -87,7 +93,7 @@ def convert(opened: Opened, path: str | Path, layout: LayoutName) -> Saved:
     """Write an opened weights file in another layout; values and precision stay as they are.
 
     Raises:
-        UsageError: the layout has no form for the network, or the path does not fit it.
+        UsageError: the layout's library cannot build the model, or the path does not fit.
         RunError: the disk is full, or the folder cannot be written to.
     """
     if Path(path).resolve() in (opened.path.resolve(), opened.path.parent.resolve()):
@@ -101,7 +107,7 @@ def write(
     """Write official weights in a layout: to a file, or to a folder with the library's configuration."""
     if layout not in get_args(LayoutName):
         raise unknown_name("layout", layout, get_args(LayoutName))
-    check_form(architecture, layout)
+    check_supported(architecture, layout)
     documents, notes = configuration(architecture, description, layout)
     target = target_of(path, layout)
     if target.suffix in TORCH_SUFFIXES and (description.classes or description.preprocessing):
@@ -118,10 +124,10 @@ def write(
 def configuration(
     architecture: Architecture, description: Description, layout: LayoutName
 ) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
-    """The documents that a layout's library keeps beside the weights, by file name; and what should be said of them."""
+    """The documents that a layout's library keeps beside the weights, by file name; and notes on them."""
     preprocessing = description.preprocessing or default_preprocessing(architecture)
     if layout == "timm":
-        return {"config.json": config_timm.write(architecture, description.classes, preprocessing)}, ()
+        return {"config.json": timm_config(architecture, description.classes, preprocessing)}, ()
     if layout != "transformers":
         return {}, ()
     notes: tuple[str, ...] = ()
@@ -129,51 +135,28 @@ def configuration(
     if classes and not description.classes:
         notes = (f"the {len(classes)} classes have no names: ImageNet's are written, which has as many",)
     if architecture.in_channels != 3:
-        given = f"the network takes {architecture.in_channels}: prepare images without them"
+        given = f"the model takes {architecture.in_channels}: prepare images without them"
         notes = (*notes, f"transformers' image processors and pipelines give 3 channels, {given}")
     norm_eps = description.norm_eps or architecture.norm_eps
-    config = config_transformers.write_config(architecture, classes, preprocessing.image_size, norm_eps)
-    preprocessor = config_transformers.write_preprocessor(preprocessing)
-    return {"config.json": config, "preprocessor_config.json": preprocessor}, notes
+    return {
+        "config.json": transformers_config(architecture, classes, preprocessing.image_size, norm_eps),
+        "preprocessor_config.json": transformers_preprocessor(preprocessing),
+    }, notes
 
 
 def in_layout(weights: dict[str, Tensor], architecture: Architecture, layout: LayoutName) -> dict[str, Tensor]:
-    """Official weights under the names and in the shapes of a layout."""
+    """Convert official weights to the names and shapes of a layout."""
     if layout == "official":
         return weights
-    if layout == "transformers":
-        # Its classifier stands beside the network, which then has a prefix.
-        prefix = ("convnextv2." if architecture.grn else "convnext.") if architecture.num_classes else ""
-        tensors = TRANSFORMERS.from_official(weights)
-        return {name if name.startswith("classifier.") else prefix + name: value for name, value in tensors.items()}
     if layout == "torchvision":
         return TORCHVISION.from_official(weights)
-    return (TIMM_CONV_MLP if config_timm.has_conv_mlp(architecture) else TIMM).from_official(weights)
-
-
-def check_form(architecture: Architecture, layout: LayoutName) -> None:
-    """Refuse networks that a layout's library cannot build.
-
-    Raises:
-        UsageError: the message names what it has not.
-    """
     if layout == "timm":
-        config_timm.model_args(architecture)
-    elif layout == "transformers":
-        config_transformers.check(architecture)
-    elif layout == "torchvision":
-        odd = {
-            "isotropic networks": architecture.is_isotropic,
-            "V2": architecture.grn,
-            "V1 without layer scale": not architecture.layer_scale and not architecture.grn,
-            f"kernel size {architecture.kernel_size}": architecture.kernel_size != 7,
-            f"stems of stride {architecture.stem_stride}": architecture.stem_stride != 4
-            and not architecture.is_isotropic,
-            f"images of {architecture.in_channels} channels": architecture.in_channels != 3,
-            "networks without a classifier": architecture.num_classes == 0,
-        }
-        if found := [what for what, holds in odd.items() if holds]:
-            raise UsageError(f"torchvision has no {' and no '.join(found)}: convert to official or timm")
+        has_conv_mlp = (architecture.variant or "").partition("_")[2] in CONV_MLP
+        return (TIMM_CONV_MLP if has_conv_mlp else TIMM).from_official(weights)
+    # With a classifier, the model stands beside it, under a prefix.
+    prefix = ("convnextv2." if architecture.grn else "convnext.") if architecture.num_classes else ""
+    tensors = TRANSFORMERS.from_official(weights)
+    return {name if name.startswith("classifier.") else prefix + name: value for name, value in tensors.items()}
 
 
 def target_of(path: Path, layout: LayoutName) -> Path:
@@ -198,7 +181,7 @@ def target_of(path: Path, layout: LayoutName) -> Path:
 
 
 def is_ours_to_replace(folder: Path, layout: LayoutName) -> bool:
-    """Whether a folder holds nothing but what a conversion to the same layout writes."""
+    """True if a folder holds nothing but the files of an earlier conversion to the same layout."""
     if {entry.name for entry in folder.iterdir()} - FOLDER_FILES[layout]:
         return False
     config = folder / "config.json"
@@ -219,23 +202,21 @@ def encoded(
 
 def opens_with(architecture: Architecture, path: Path, layout: LayoutName) -> str:
     """The line of Python that opens what was written."""
-    where = str(path)
+    where, classes = str(path), architecture.num_classes
+    if layout == "official":
+        return f"convnext.load({where!r})"
     if layout == "transformers":
-        kind = "AutoModelForImageClassification" if architecture.num_classes else "AutoModel"
-        return f"transformers.{kind}.from_pretrained({where!r})"
-    if layout == "timm" and path.suffix not in SUFFIXES:
-        return f"timm.create_model({'local-dir:' + where!r}, pretrained=True)"
+        return f"transformers.AutoModel{'ForImageClassification' if classes else ''}.from_pretrained({where!r})"
     if layout == "timm":
-        arguments = {"num_classes": architecture.num_classes, **config_timm.model_args(architecture)}
-        options = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        return f"timm.create_model({config_timm.timm_name(architecture)!r}, {options}, checkpoint_path={where!r})"
-    if layout == "torchvision":
-        variant, classes = architecture.variant, architecture.num_classes
-        read = f"safetensors.torch.load_file({where!r})" if path.suffix == ".safetensors" else f"torch.load({where!r})"
-        if variant in TORCHVISION_BUILDERS:
-            return f"torchvision.models.{variant}(num_classes={classes}).load_state_dict({read})"
-        widths = [architecture.width * 2**i for i in range(4)] + [None]
-        stages = zip(widths, widths[1:], architecture.depths, strict=False)
-        blocks = ", ".join(f"CNBlockConfig({width}, {after}, {depth})" for width, after, depth in stages)
-        return f"torchvision.models.convnext.ConvNeXt([{blocks}], num_classes={classes}).load_state_dict({read})"
-    return f"convnext.load({where!r})"
+        if path.suffix not in SUFFIXES:
+            return f"timm.create_model({'local-dir:' + where!r}, pretrained=True)"
+        name, arguments = timm_builder(architecture)
+        options = ", ".join(f"{key}={value!r}" for key, value in ({"num_classes": classes} | arguments).items())
+        return f"timm.create_model({name!r}, {options}, checkpoint_path={where!r})"
+    read = f"safetensors.torch.load_file({where!r})" if path.suffix == ".safetensors" else f"torch.load({where!r})"
+    if architecture.variant in TORCHVISION_BUILDERS:
+        return f"torchvision.models.{architecture.variant}(num_classes={classes}).load_state_dict({read})"
+    widths = [*architecture.size["dims"], None]
+    stages = zip(widths, widths[1:], architecture.depths, strict=False)
+    blocks = ", ".join(f"CNBlockConfig({width}, {after}, {depth})" for width, after, depth in stages)
+    return f"torchvision.models.convnext.ConvNeXt([{blocks}], num_classes={classes}).load_state_dict({read})"

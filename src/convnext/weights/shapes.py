@@ -1,4 +1,4 @@
-"""Which ConvNeXt some tensors are of, from their official names and shapes alone."""
+"""The ConvNeXt that some tensors belong to, inferred from their official names and shapes."""
 
 import re
 from collections.abc import Mapping
@@ -12,24 +12,24 @@ from convnext.errors import UsageError
 from convnext.models.convnext import STEM_KERNELS, VARIANTS, ConvNeXt, IsotropicConvNeXt
 
 STRIDES = {kernel: stride for stride, kernel in STEM_KERNELS.items()}
-# timm's convnext_xxlarge, which OpenCLIP's largest tower is, has other norms; no tensor tells.
-NORM_EPS = {((3, 4, 30, 3), 384): 1e-5}
+# timm's convnext_xxlarge, OpenCLIP's largest tower, has another epsilon; no tensor shows it.
+NORM_EPS: dict[tuple[tuple[int, ...], int], float] = {((3, 4, 30, 3), 384): 1e-5}
 BLOCK = re.compile(r"(?:stages\.(\d{1,9})|blocks)\.(\d{1,9})\.dwconv\.weight")
-MOST_BLOCKS = 1000  # the largest published network has 41; each takes time to build
+MAX_BLOCKS = 1000  # the largest published model has 41; each takes time to build
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A ConvNeXt by what its tensors show.
+    """A ConvNeXt as its tensors show it.
 
     Attributes:
-        depths: blocks in each stage; of an isotropic one, the number of its blocks.
+        depths: blocks of each stage; of an isotropic model, their number alone.
         width: channels of the first stage.
-        grn: whether it is a V2, with response norms.
-        layer_scale: whether its blocks have a ``gamma``.
+        grn: True for V2's global response normalization.
+        layer_scale: True if blocks have a ``gamma``.
         kernel_size: of the depthwise convolutions.
         stem_stride: of the first convolution.
-        in_channels: channels of its images.
+        in_channels: of the images.
         num_classes: 0 without a classifier.
     """
 
@@ -44,19 +44,19 @@ class Architecture:
 
     @property
     def is_isotropic(self) -> bool:
-        """Whether it has no stages."""
+        """True for a model without stages."""
         return len(self.depths) == 1
 
     @property
     def size(self) -> dict[str, Any]:
-        """Depth and width, as the network's constructor takes them."""
+        """Depths and widths, as the constructor takes them."""
         if self.is_isotropic:
             return {"depth": self.depths[0], "dim": self.width}
         return {"depths": self.depths, "dims": tuple(self.width * 2**stage for stage in range(4))}
 
     @property
     def variant(self) -> str | None:
-        """Its name in this package, whatever its stem, kernel, channels and classes; None where it has none."""
+        """Its name in this package, whatever stem, kernel, channels and classes; None if it has none."""
         for name, builder in VARIANTS.items():
             arguments = {"grn": False} | builder.keywords
             if all(arguments.get(key) == value for key, value in (self.size | {"grn": self.grn}).items()):
@@ -65,20 +65,20 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """Its name, or what it is."""
+        """Its name, or a description."""
         kind = "ConvNeXt V2" if self.grn else "ConvNeXt"
         return self.variant or f"a {kind} of depths {', '.join(map(str, self.depths))} and width {self.width}"
 
     @property
     def norm_eps(self) -> float:
-        """What its LayerNorms add to the variance."""
-        return NORM_EPS.get((self.depths, self.width), 1e-6)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        """Epsilon of the LayerNorms."""
+        return NORM_EPS.get((self.depths, self.width), 1e-6)
 
     def build(self) -> nn.Module:
-        """The network, freshly initialised, without drop path.
+        """Build the model with initial weights, without drop path.
 
         Raises:
-            UsageError: this package has no such network.
+            UsageError: this package has no such model.
         """
         options: dict[str, Any] = {
             "num_classes": self.num_classes,
@@ -95,31 +95,31 @@ class Architecture:
         return model
 
     def meta_weights(self) -> dict[str, Tensor]:
-        """All its tensors by name, of their shapes and without values."""
+        """The model's state dict on the meta device."""
         with torch.device("meta"):
             return self.build().state_dict()
 
 
 def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
-    """The network that tensors under official names are of.
+    """Infer the architecture from tensors under official names.
 
     Raises:
-        UsageError: they are of no ConvNeXt; the message says what is missing or odd.
+        UsageError: they are of no ConvNeXt; the message names the tensor that is missing or odd.
     """
     blocks = {(int(match[1] or 0), int(match[2])) for name in weights if (match := BLOCK.fullmatch(name))}
-    isotropic = "stem.weight" in weights
-    first = "blocks.0" if isotropic else "stages.0.0"
-    stem = need(weights, "stem.weight" if isotropic else "downsample_layers.0.0.weight", dimensions=4)
+    is_isotropic = "stem.weight" in weights
+    first = "blocks.0" if is_isotropic else "stages.0.0"
+    stem = need(weights, "stem.weight" if is_isotropic else "downsample_layers.0.0.weight", dimensions=4)
     depthwise = need(weights, f"{first}.dwconv.weight", dimensions=4)
-    stages = 1 if isotropic else 4
+    stages = 1 if is_isotropic else 4
     depths = tuple(sum(stage == i for stage, _ in blocks) for i in range(stages))
     if blocks != {(i, j) for i in range(stages) for j in range(max(1, depths[i]))}:
         found = ", ".join(map(str, depths))
         raise UsageError(f"not all blocks of a ConvNeXt are there: it needs {stages} stages, found {found} blocks")
-    if sum(depths) > MOST_BLOCKS:
-        raise UsageError(f"it has {sum(depths):,} blocks, more than any ConvNeXt ({MOST_BLOCKS:,})")
+    if sum(depths) > MAX_BLOCKS:
+        raise UsageError(f"it has {sum(depths):,} blocks, more than any ConvNeXt ({MAX_BLOCKS:,})")
     kernel = stem.shape[-1]
-    if not isotropic and kernel not in STRIDES:
+    if not is_isotropic and kernel not in STRIDES:
         raise UsageError(f"the stem's kernel is {kernel}x{kernel}, this package has {', '.join(map(str, STRIDES))}")
     head = need(weights, "head.weight", dimensions=2) if "head.weight" in weights else None
     return Architecture(
@@ -128,14 +128,14 @@ def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
         grn=f"{first}.grn.gamma" in weights,
         layer_scale=f"{first}.gamma" in weights,
         kernel_size=depthwise.shape[-1],
-        stem_stride=kernel if isotropic else STRIDES[kernel],
+        stem_stride=kernel if is_isotropic else STRIDES[kernel],
         in_channels=stem.shape[1],
         num_classes=0 if head is None else head.shape[0],
     )
 
 
 def need(weights: Mapping[str, Tensor], name: str, dimensions: int) -> Tensor:
-    """A tensor that a ConvNeXt has."""
+    """Return a tensor that every ConvNeXt has."""
     if name not in weights:
         raise UsageError(f"no ConvNeXt: {name} is missing")
     if weights[name].ndim != dimensions:
