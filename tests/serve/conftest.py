@@ -109,7 +109,7 @@ class Client:
         while f"\n{figure}\n" not in self.get("/metrics").text:
             assert time.monotonic() < deadline, f"{figure} did not come"
 
-    def run_asgi(
+    async def run_asgi(
         self, headers: dict[str, str], body: list[bytes], until: Callable[[], bool] = lambda: True
     ) -> tuple[list[Any], int]:
         """Send a request to /predict and disconnect after its body; the messages sent, and how many were received."""
@@ -129,7 +129,7 @@ class Client:
 
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": raw}
-        asyncio.run(self.app(scope, receive, send))
+        await self.app(scope, receive, send)
         return sent, received
 
     def assert_nothing_is_held(self) -> None:

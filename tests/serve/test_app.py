@@ -14,7 +14,7 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError
 from convnext.serve import app as app_module
 from convnext.serve.limits import Limits
-from convnext.serve.service import QueuedImage, Service
+from convnext.serve.service import Service
 from tests.serve.conftest import COLOURS, Client, Colours, Gated, MakeService, as_json, classifier, picture
 
 FORM = {"content-type": "multipart/form-data; boundary=b"}
@@ -179,7 +179,7 @@ def test_too_many_bytes(make_service: MakeService) -> None:
 
 def test_an_announced_body_that_is_too_large_is_not_read(client: Client) -> None:
     headers = JSON | {"content-length": "9" * 30, "expect": "100-continue"}
-    sent, received = client.run_asgi(headers, [])
+    sent, received = asyncio.run(client.run_asgi(headers, []))
     assert (sent[0]["status"], received) == (413, 0)
 
 
@@ -264,11 +264,21 @@ def test_nothing_is_computed_for_a_client_that_disconnects(make_service: MakeSer
     service = make_service(model, max_batch=1)
     client = Client(service)
     request = httpx.Request("POST", "http://server/predict", files={"f": picture()})
-    model.gate.clear()
-    service.batcher.submit(QueuedImage(torch.zeros(8, 8, 3, dtype=torch.uint8), 1))
-    sent, _ = client.run_asgi(dict(request.headers), [request.read()], until=lambda: len(service.batcher) > 0)
-    assert sent[0]["status"] == 499
-    model.gate.set()
+
+    async def ask() -> list[Any]:
+        async with client.session() as session:
+            model.gate.clear()
+            first = asyncio.ensure_future(session.post("/predict", files={"f": picture()}))
+            while not model.entered.is_set():
+                await asyncio.sleep(0.005)
+            sent, _ = await client.run_asgi(
+                dict(request.headers), [request.read()], until=lambda: len(service.batcher) > 0
+            )
+            model.gate.set()
+            assert (await first).status_code == 200
+            return sent
+
+    assert asyncio.run(ask())[0]["status"] == 499
     assert client.send(picture("blue")).json()[0]["label"] == "blue"
     client.wait_for("convnext_batch_images_count 2.0")
     client.assert_nothing_is_held()
@@ -348,5 +358,3 @@ def test_status_and_metrics(client: Client) -> None:
         "convnext_under_way_images 0.0",
     ):
         assert line in text
-    client.service.batcher.close()
-    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 503

@@ -1,9 +1,9 @@
 """Batches: every item is worked on once, in order, and neither waits long nor spoils its neighbours."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -29,100 +29,90 @@ class Worker:
         return [2 * item for item in items]
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., tuple[Worker, Batcher[int, int], Future[int]]]]:
-    """Start a batcher whose thread is busy with 0."""
-    batchers: list[Batcher[int, int]] = []
-
-    def begin(**options: Any) -> tuple[Worker, Batcher[int, int], Future[int]]:
-        worker = Worker()
-        batchers.append(Batcher(worker, **options))
-        first = batchers[-1].submit(0)
-        assert worker.entered.wait(SECONDS)
-        return worker, batchers[-1], first
-
-    yield begin
-    for batcher in batchers:
-        batcher.close()
+Submit = Callable[[int], asyncio.Task[int]]
 
 
-def test_batches_have_the_items_in_order(start: Any) -> None:
+def run(test: Callable[[Worker, Batcher[int, int], Submit], Awaitable[None]], **options: Any) -> list[list[int]]:
+    """Run a test with a batcher; the batches that there were."""
+    worker = Worker()
+    batcher = Batcher(worker, **options)
+
+    async def begin() -> None:
+        async with asyncio.timeout(SECONDS):
+            await test(worker, batcher, lambda item: asyncio.create_task(batcher.submit(item)))
+
+    asyncio.run(begin())
+    batcher.pool.shutdown()
+    return worker.batches
+
+
+async def occupy(worker: Worker, submit: Submit) -> asyncio.Task[int]:
+    """Keep the thread busy with 0 until the gate is opened."""
+    first = submit(0)
+    await asyncio.to_thread(worker.entered.wait, SECONDS)
+    return first
+
+
+def test_batches_have_the_items_in_order() -> None:
     reports: list[BatchReport] = []
-    worker, batcher, first = start(max_batch=3, report=reports.append)
-    futures = [first, *(batcher.submit(number) for number in range(1, 8))]
-    assert len(batcher) == 7
-    time.sleep(0.05)
-    worker.gate.set()
-    assert [future.result(SECONDS) for future in futures] == [2 * number for number in range(8)]
-    batcher.close()
-    assert worker.batches == [[0], [1, 2, 3], [4, 5, 6], [7]]
+
+    async def test(worker: Worker, batcher: Batcher[int, int], submit: Submit) -> None:
+        tasks = [await occupy(worker, submit), *(submit(number) for number in range(1, 8))]
+        await asyncio.sleep(0.05)
+        assert len(batcher) == 7
+        worker.gate.set()
+        assert await asyncio.gather(*tasks) == [2 * number for number in range(8)]
+
+    assert run(test, max_batch=3, report=reports.append) == [[0], [1, 2, 3], [4, 5, 6], [7]]
     assert [report.size for report in reports] == [1, 3, 3, 1]
-    assert reports[0].seconds >= 0.05
-    assert min(reports[1].waits) >= 0.05 > reports[0].waits[0]
+    assert reports[0].seconds >= 0.04
+    assert min(reports[1].waits) >= 0.04 > reports[0].waits[0]
 
 
-def test_an_item_waits_for_others_as_long_as_it_may(start: Any) -> None:
-    worker, batcher, first = start(max_batch=2, max_wait=0.2)
-    worker.gate.set()
-    first.result(SECONDS)
-    begin = time.monotonic()
-    assert batcher.submit(1).result(SECONDS) == 2
-    assert 0.2 <= time.monotonic() - begin < 2
-    begin = time.monotonic()
-    futures = [batcher.submit(number) for number in (2, 3)]
-    assert [future.result(SECONDS) for future in futures] == [4, 6]
-    assert time.monotonic() - begin < 0.15  # a full batch does not wait
-    assert worker.batches == [[0], [1], [2, 3]]
+def test_an_item_waits_for_others_as_long_as_it_may() -> None:
+    async def test(worker: Worker, _: Any, submit: Submit) -> None:
+        worker.gate.set()
+        begin = time.monotonic()
+        assert await submit(1) == 2
+        assert 0.3 <= time.monotonic() - begin < 3
+        begin = time.monotonic()
+        assert await asyncio.gather(submit(2), submit(3)) == [4, 6]
+        assert time.monotonic() - begin < 0.25  # a full batch does not wait
+
+    assert run(test, max_batch=2, max_wait=0.3) == [[1], [2, 3]]
 
 
-def test_an_item_fails_alone(start: Any) -> None:
-    worker, batcher, _ = start(max_batch=3)
-    futures = [batcher.submit(number) for number in (1, -1, 2)]
-    worker.gate.set()
-    assert [futures[0].result(SECONDS), futures[2].result(SECONDS)] == [2, 4]
-    with pytest.raises(ValueError, match="below 0"):
-        futures[1].result(SECONDS)
-    assert batcher.submit(5).result(SECONDS) == 10  # the thread still runs
+def test_an_item_fails_alone() -> None:
+    async def test(worker: Worker, _: Any, submit: Submit) -> None:
+        await occupy(worker, submit)
+        tasks = [submit(number) for number in (1, -1, 2)]
+        worker.gate.set()
+        one, failed, two = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (one, two, type(failed)) == (2, 4, ValueError)
+        assert await submit(5) == 10
+
+    run(test, max_batch=3)
 
 
 @pytest.mark.parametrize(("cancelled", "batches"), [((1, 3), [[0], [2, 4]]), ((1, 2, 3, 4), [[0]])])
-def test_cancelled_items_are_not_worked_on(cancelled: tuple[int, ...], batches: list[list[int]], start: Any) -> None:
-    worker, batcher, _ = start(max_batch=2)
-    futures = {number: batcher.submit(number) for number in (1, 2, 3, 4)}
-    assert all(futures[number].cancel() for number in cancelled)
-    worker.gate.set()
-    batcher.close()
-    assert worker.batches == batches
+def test_cancelled_items_are_not_worked_on(cancelled: tuple[int, ...], batches: list[list[int]]) -> None:
+    async def test(worker: Worker, _: Any, submit: Submit) -> None:
+        first = await occupy(worker, submit)
+        tasks = {number: submit(number) for number in (1, 2, 3, 4)}
+        await asyncio.sleep(0)
+        assert all(tasks[number].cancel() for number in cancelled)
+        worker.gate.set()
+        await asyncio.gather(first, *tasks.values(), return_exceptions=True)
+        await asyncio.sleep(0.05)
+
+    assert run(test, max_batch=2) == batches
 
 
-def test_closing_finishes_what_was_submitted(start: Any) -> None:
-    worker, batcher, first = start(max_batch=2)
-    futures = [first, *(batcher.submit(number) for number in (1, 2, 3))]
-    threading.Timer(0.1, worker.gate.set).start()
-    batcher.close()
-    assert [future.result(0) for future in futures] == [0, 2, 4, 6]
-    assert not batcher.thread.is_alive()
-    with pytest.raises(RuntimeError, match="closed"):
-        batcher.submit(4)
-    patient = Batcher(worker, max_batch=2, max_wait=60)
-    future = patient.submit(1)
-    patient.close()  # does not wait for others
-    assert future.result(0) == 2
+def test_many_callers_get_their_own_results() -> None:
+    async def test(worker: Worker, _: Any, submit: Submit) -> None:
+        worker.gate.set()
+        assert await asyncio.gather(*map(submit, range(400))) == [2 * number for number in range(400)]
 
-
-def test_many_threads_get_their_own_results(start: Any) -> None:
-    worker, batcher, _ = start(max_batch=7, max_wait=0.001)
-    worker.gate.set()
-    found: dict[int, int] = {}
-
-    def ask(numbers: range) -> None:
-        for number in numbers:
-            found[number] = batcher.submit(number).result(SECONDS)
-
-    threads = [threading.Thread(target=ask, args=(range(first, first + 50),)) for first in range(0, 400, 50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
-    assert found == {number: 2 * number for number in range(400)}
-    assert 1 < max(map(len, worker.batches)) <= 7
+    batches = run(test, max_batch=7, max_wait=0.001)
+    assert [number for batch in batches for number in batch] == list(range(400))
+    assert 1 < max(map(len, batches)) <= 7

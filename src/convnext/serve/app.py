@@ -100,22 +100,20 @@ async def wait_for_disconnect(request: Request) -> None:
 
 def add_status(app: FastAPI, service: Service) -> None:
     """Add ``/model``, ``/healthz``, ``/readyz`` and ``/metrics``."""
-    unavailable: dict[int | str, dict[str, Any]] = {503: {"model": schemas.Error, "description": "It is not."}}
+    full: dict[int | str, dict[str, Any]] = {503: {"model": schemas.Error, "description": "There is none."}}
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @app.get("/model", summary="Model and limits of the server", response_model=schemas.Model)
     async def model() -> Response:
         return json_response(service.describe())
 
-    @app.get("/healthz", summary="Is the server alive?", response_model=schemas.State, responses=unavailable)
+    @app.get("/healthz", summary="Is the server alive?", response_model=schemas.State)
     async def healthz() -> Response:
-        if not service.is_alive:
-            raise RequestError(503, "the model's thread has ended: restart the server")
         return json_response({"status": "ok"})
 
-    @app.get("/readyz", summary="Is there room for images?", response_model=schemas.State, responses=unavailable)
+    @app.get("/readyz", summary="Is there room for images?", response_model=schemas.State, responses=full)
     async def readyz() -> Response:
-        if not service.is_alive or service.admission.is_full:
+        if service.admission.is_full:
             raise RequestError(503, "no room for more images at the moment")
         return json_response({"status": "ready"})
 

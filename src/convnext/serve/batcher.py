@@ -1,23 +1,21 @@
-"""Dynamic batching: one thread that works on what many callers submit, in batches."""
+"""Dynamic batching: concurrent callers submit items, and one thread works on them in batches."""
 
-import queue
-import threading
+import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-CLOSE_SECONDS = 10  # for a batch in progress
 
 
 class Entry(NamedTuple, Generic[Item, Result]):
     """An item that waits, and when it was submitted."""
 
     item: Item
-    future: Future[Result]
+    future: asyncio.Future[Result]
     submitted: float
 
 
@@ -30,17 +28,10 @@ class BatchReport(NamedTuple):
 
 
 class Batcher(Generic[Item, Result]):
-    """A thread that forms batches of submitted items, in their order, and works on them.
+    """Forms batches of submitted items, in their order, and works on them in a thread.
 
-    A batch starts when it is full or when its first item has waited ``max_wait``. During the work the next batch
-    gathers, so that batches are large under load.
-
-    Args:
-        work: from the items of a batch to their results, in the same order.
-        max_batch: items per batch.
-        max_wait: seconds that an item waits for others.
-        report: called in the thread after each batch.
-        name: of the thread.
+    A batch starts when it is full or when its first item has waited ``max_wait`` seconds. During the work the next
+    batch gathers, so that batches are large under load. ``report`` is called in the thread after each batch.
     """
 
     def __init__(
@@ -49,74 +40,62 @@ class Batcher(Generic[Item, Result]):
         max_batch: int,
         max_wait: float = 0,
         report: Callable[[BatchReport], None] = lambda _: None,
-        name: str = "convnext-batches",
     ) -> None:
         self.work, self.max_batch, self.max_wait, self.report = work, max_batch, max_wait, report
-        self.queue: queue.Queue[Entry[Item, Result] | None] = queue.Queue()  # None once it is closed
-        self.lock, self.is_closed = threading.Lock(), False
-        self.thread = threading.Thread(target=self.run, name=name, daemon=True)
-        self.thread.start()
+        self.waiting: deque[Entry[Item, Result]] = deque()
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="convnext-batches")
+        self.task: asyncio.Task[None] | None = None
+        self.full: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
-        return self.queue.qsize()
+        return len(self.waiting)
 
-    def submit(self, item: Item) -> Future[Result]:
-        """Submit an item. Its future can be cancelled until its batch is formed.
+    async def submit(self, item: Item) -> Result:
+        """Return an item's result; if this is cancelled before its batch starts, the item is dropped."""
+        loop = asyncio.get_running_loop()
+        entry = Entry(item, loop.create_future(), time.monotonic())
+        self.waiting.append(entry)
+        if self.task is None or self.task.done():
+            self.task = loop.create_task(self.run())
+        elif self.full is not None and not self.full.done() and len(self.waiting) >= self.max_batch:
+            self.full.set_result(None)
+        return await entry.future
 
-        Raises:
-            RuntimeError: the batcher is closed.
-        """
-        entry = Entry(item, Future[Result](), time.monotonic())
-        with self.lock:
-            if self.is_closed:
-                raise RuntimeError("the batcher is closed")
-            self.queue.put(entry)
-        return entry.future
+    async def run(self) -> None:
+        """Work on batches until no item waits."""
+        loop = asyncio.get_running_loop()
+        while self.waiting:
+            seconds = self.waiting[0].submitted + self.max_wait - time.monotonic()
+            if len(self.waiting) < self.max_batch and seconds > 0:
+                self.full = loop.create_future()
+                await asyncio.wait([self.full], timeout=seconds)
+            batch: list[Entry[Item, Result]] = []
+            while self.waiting and len(batch) < self.max_batch:
+                entry = self.waiting.popleft()
+                if not entry.future.cancelled():
+                    batch.append(entry)
+            if not batch:
+                continue
+            results = await loop.run_in_executor(self.pool, self.process, batch)
+            for entry, result in zip(batch, results, strict=True):
+                if entry.future.cancelled():
+                    continue
+                if isinstance(result, Exception):
+                    entry.future.set_exception(result)
+                else:
+                    entry.future.set_result(result)
 
-    def close(self) -> None:
-        """Refuse new items, finish those submitted, and end the thread."""
-        with self.lock:
-            self.is_closed = True
-            self.queue.put(None)
-        self.thread.join(CLOSE_SECONDS)
+    def process(self, batch: list[Entry[Item, Result]]) -> list[Result | Exception]:
+        """Work on a batch and report it."""
+        start = time.monotonic()
+        results = self.attempt([entry.item for entry in batch])
+        waits = [start - entry.submitted for entry in batch]
+        self.report(BatchReport(len(batch), waits, time.monotonic() - start))
+        return results
 
-    def run(self) -> None:
-        """Work on batches until the batcher is closed."""
-        while (first := self.queue.get()) is not None:
-            batch = self.gather(first)
-            if batch:
-                start = time.monotonic()
-                self.resolve(batch)
-                waits = [start - entry.submitted for entry in batch]
-                self.report(BatchReport(len(batch), waits, time.monotonic() - start))
-
-    def gather(self, first: Entry[Item, Result]) -> list[Entry[Item, Result]]:
-        """Return a batch of what arrives in time, without cancelled items."""
-        batch: list[Entry[Item, Result]] = []
-        entry: Entry[Item, Result] | None = first
-        end = first.submitted + self.max_wait
-        while entry is not None:
-            if entry.future.set_running_or_notify_cancel():
-                batch.append(entry)
-            if len(batch) == self.max_batch:
-                return batch
-            try:
-                entry = self.queue.get(timeout=max(0, end - time.monotonic()))
-            except queue.Empty:
-                return batch
-        self.queue.put(None)  # closed: run reads it after this batch
-        return batch
-
-    def resolve(self, batch: list[Entry[Item, Result]]) -> None:
-        """Set a batch's results. If the work fails, repeat it per item, so that an item fails alone."""
+    def attempt(self, items: list[Item]) -> list[Result | Exception]:
+        """Return the result of each item; if the work fails, repeat it per item, so that an item fails alone."""
         try:
-            results = self.work([entry.item for entry in batch])
+            return [*self.work(items)]
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].future.set_exception(error)
-            else:
-                for entry in batch:
-                    self.resolve([entry])
-            return
-        for entry, result in zip(batch, results, strict=True):
-            entry.future.set_result(result)
+            return [error] if len(items) == 1 else [result for item in items for result in self.attempt([item])]

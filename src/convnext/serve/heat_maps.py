@@ -30,7 +30,7 @@ class HeatMaps:
     def __init__(self, classifier: Classifier, metrics: Metrics) -> None:
         self.classifier, self.metrics = classifier, metrics
         self.unavailable = self.find_obstacle()
-        self.batcher = Batcher(self.render, MAX_BATCH, report=self.count, name="convnext-maps")
+        self.batcher = Batcher(self.render, MAX_BATCH, report=self.count)
 
     def find_obstacle(self) -> str | None:
         """Return why this model has no heat maps; None if it has."""

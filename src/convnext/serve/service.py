@@ -1,10 +1,10 @@
 """Predictions for the images of a request: decoded in threads, gathered into batches, classified by the model."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from convnext.serve.uploads import DecodedImage, Upload, listed_formats
 MANY_IMAGES = 1_000_000  # so many are served that any faster variant pays ...
 MAX_ACCELERATION_SECONDS = 10.0  # ... but not those that are compiled, for one batch size
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; only the metrics see it
-
-Result = TypeVar("Result")
 
 
 class QueuedImage(NamedTuple):
@@ -80,15 +78,9 @@ class Service:
         self.metrics.gauge("convnext_queue_images", "Images that wait for the model.", lambda: len(self.batcher))
 
     def close(self) -> None:
-        """Finish what is in progress and end all threads."""
-        self.pool.shutdown(cancel_futures=True)
-        self.batcher.close()
-        self.maps.batcher.close()
-
-    @property
-    def is_alive(self) -> bool:
-        """True if the model's threads run."""
-        return self.batcher.thread.is_alive() and self.maps.batcher.thread.is_alive()
+        """End all threads."""
+        for pool in (self.pool, self.batcher.pool, self.maps.batcher.pool):
+            pool.shutdown(cancel_futures=True)
 
     def describe(self) -> dict[str, Any]:
         """Return the document of ``/model``."""
@@ -111,14 +103,14 @@ class Service:
     async def predict(
         self, uploads: list[Upload], top: int, with_map: bool, seconds: float, disconnected: Awaitable[Any]
     ) -> list[ImageResult]:
-        """Return the result of each image, in their order, unless ``disconnected`` completes before that.
+        """Return the result of each image, in their order.
 
         Raises:
-            RequestError: 503, the time is over; 499, the client has disconnected.
+            RequestError: 503, ``seconds`` are over; 499, ``disconnected`` completed.
             ConvNeXtError: the model failed.
         """
         top = min(top, len(self.classifier.classes))
-        work = asyncio.ensure_future(gather([self.predict_one(upload, top, with_map) for upload in uploads]))
+        work = asyncio.gather(*(self.predict_one(upload, top, with_map) for upload in uploads))
         leaving = asyncio.ensure_future(disconnected)
         try:
             await asyncio.wait((work, leaving), timeout=max(0, seconds), return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +134,7 @@ class Service:
         except RequestError as error:
             self.metrics.unreadable.inc()
             return ImageResult(Prediction(upload.name, None, None, error=error.detail).to_dict(), error.status_code)
-        candidates = await asyncio.wrap_future(self.batcher.submit(QueuedImage(decoded.image, top)))
+        candidates = await self.batcher.submit(QueuedImage(decoded.image, top))
         self.metrics.answered.inc()
         entry = Prediction(upload.name, *candidates[0], candidates).to_dict()
         return ImageResult(entry | await self.map_entry(decoded) if with_map else entry)
@@ -152,19 +144,7 @@ class Service:
         if self.maps.unavailable is not None:
             return {"map": None, "map_error": self.maps.unavailable}
         try:
-            png = await asyncio.wrap_future(self.maps.batcher.submit(decoded.image))
+            png = await self.maps.batcher.submit(decoded.image)
         except ConvNeXtError as error:  # the prediction remains
             return {"map": None, "map_error": str(error)}
         return {"map": self.maps.entry(decoded, png), "map_error": None}
-
-
-async def gather(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Return all results, in their order; if one fails, or this is cancelled, cancel all."""
-    if len(coroutines) == 1:
-        return [await coroutines[0]]
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
