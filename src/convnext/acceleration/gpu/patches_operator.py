@@ -4,6 +4,7 @@ A convolution of k x k patches that do not overlap is one matrix product, once e
 LayerNorm before it reads and writes the whole map anyway, so that it can put every position where the product reads it.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -54,11 +55,6 @@ def norm_patches_gradient(grad: Tensor, patches: Tensor, scale: Tensor, shape: l
     return gradient(grad, patches, scale, shape, dtype)
 
 
-def patch_size(scale: Tensor) -> int:
-    """k, from (N, H / k, W / k, k * k)."""
-    return round(scale.shape[-1] ** 0.5)
-
-
 def cut(x: Tensor, size: int) -> Tensor:
     """The patches of a map: (N, H, W, C) to (N, H / k, W / k, k * k, C)."""
     samples, height, width, channels = x.shape
@@ -75,7 +71,7 @@ def plain(x: Tensor, size: int, eps: float, dtype: torch.dtype) -> tuple[Tensor,
 
 def plain_gradient(grad: Tensor, patches: Tensor, scale: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     """The gradient by torch."""
-    positions, size = scale.shape[-1], patch_size(scale)
+    positions, size = scale.shape[-1], math.isqrt(scale.shape[-1])
     grad, patches = (value.to(scale.dtype).unflatten(-1, (positions, shape[-1])) for value in (grad, patches))
     grad = plain_norm_gradient(grad, patches, scale)
     rows, columns = scale.shape[1:3]

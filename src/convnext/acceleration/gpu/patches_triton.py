@@ -1,11 +1,12 @@
 """The kernels of ``patches.py``: a program normalises some positions, channels side by side."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from convnext.acceleration.gpu.patches_operator import patch_size
 from convnext.acceleration.gpu.triton_runtime import launch
 
 VALUES = 4096  # of a program: its positions times its channels, rounded up to a power of two
@@ -105,7 +106,7 @@ def gradient(grad: Tensor, patches: Tensor, scale: Tensor, shape: list[int], dty
     """See :func:`convnext.acceleration.gpu.patches_operator.norm_patches_gradient`."""
     _, height, width, channels = shape
     rows, columns, _ = scale.shape[1:]
-    size = patch_size(scale)
+    size = math.isqrt(scale.shape[-1])
     covered = (rows * size, columns * size) == (height, width)
     out = (torch.empty if covered else torch.zeros)(shape, dtype=dtype, device=grad.device)
     positions, chosen = scale.numel(), tile(channels)
