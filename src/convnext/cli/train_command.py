@@ -20,11 +20,11 @@ from convnext.training.recipe import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class TrainArguments(Recipe):
-    """Train a network on a data set, by a recipe of which every field can be changed here.
+    """Train a model on a data set, by a recipe of which every field can be changed here.
 
-    The recipe is chosen by the data unless --recipe names one; `convnext train DATA --help` shows its defaults. Called
-    again with the same words, it goes on where it stopped. Exit status: 0 done, 1 the work failed, 2 the words were
-    wrong, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C; after either, the same words go on.
+    The recipe is chosen by the data unless --recipe names one; `convnext train DATA --help` shows its defaults. Exit
+    status: 0 done, 1 the work failed, 2 usage error, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C. The same command
+    resumes a stopped run.
     """
 
     data: Positional[str] = "digits"
@@ -34,13 +34,13 @@ class TrainArguments(Recipe):
     out: Path | None = None
     """the run's folder; None for runs/MODEL-DATA."""
     resume: bool = True
-    """go on with the run in that folder; with --no-resume, a folder that is not empty is refused."""
+    """resume the run in that folder; with --no-resume, a folder that is not empty is refused."""
     json: bool = False
     """print the outcome as JSON on the last line of stdout."""
 
 
 def train(arguments: TrainArguments, why: str) -> None:
-    """Train by the recipe in ``arguments``, after a word on ``why`` it is this one."""
+    """Train by the recipe in ``arguments``; ``why`` it was chosen is printed first."""
     from convnext.training.distributed import is_main_rank
     from convnext.training.run import default_folder
     from convnext.training.run import train as train_recipe
@@ -48,7 +48,7 @@ def train(arguments: TrainArguments, why: str) -> None:
     recipe = Recipe(**recipe_fields(arguments))
     folder = arguments.out or default_folder(recipe)
     if not arguments.resume and not is_vacant(folder):
-        raise UsageError(f"{folder} is not empty: leave --no-resume out to go on there, or choose another with --out")
+        raise UsageError(f"{folder} is not empty: leave --no-resume out to resume there, or choose another with --out")
     opening = f"{why}. Trains {recipe.model} for {recipe.epochs} epochs; --help lists every field."
     with interruptible(folder):
         run = train_recipe(recipe, folder, opening)
@@ -64,7 +64,7 @@ def train(arguments: TrainArguments, why: str) -> None:
             "images_per_second": sum(images) / len(images),
         }
         print(json.dumps(outcome))
-    averaged = ", running average" if run.best["weights"] == "average" else ""
+    averaged = ", EMA" if run.best["weights"] == "average" else ""
     note(f"Best top-1 {run.best['top1']:.2f} % (epoch {run.best['epoch']} of {recipe.epochs}{averaged})")
     note(f"Weights:  {run.weights}")
     note(f"Curves:   {run.dir / 'curves.png'}")
@@ -73,10 +73,10 @@ def train(arguments: TrainArguments, why: str) -> None:
 
 
 def parse_train(words: Sequence[str]) -> tuple[TrainArguments, str]:
-    """Read the words twice: first for data, recipe and model, then with that recipe's values as the defaults.
+    """Parse the command line twice: for data, recipe and model, then with that recipe's values as the defaults.
 
     Returns:
-        The arguments, and in words which recipe it is and why.
+        The arguments, and a line on which recipe was chosen and why.
     """
     from convnext.training.recipe_choice import choose_recipe
 
@@ -89,5 +89,5 @@ def parse_train(words: Sequence[str]) -> tuple[TrainArguments, str]:
 
 
 def recipe_fields(recipe: Recipe) -> dict[str, Any]:
-    """The fields that make a recipe, without those that the command line adds."""
+    """A recipe's fields, without those that the command line adds."""
     return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from convnext.errors import UsageError
 
-# Where and how a recipe runs, not what comes out: a run may go on with other values.
+# Where and how a recipe runs, not its result: a run may resume with other values.
 MACHINE_FIELDS = (
     "accumulate",
     "checkpoint_activations",
@@ -29,48 +29,48 @@ class Recipe:
     Attributes:
         data: digits, cifar10, cifar100, imagenet:PATH, or the path of a folder of images.
         model: a name that `convnext models` lists, or torchvision/NAME, timm/NAME.
-        weights: what to start from: a weights file, a run's folder, or the tag of a published checkpoint (in1k,
-            in22k, ...); None for random weights. Another number of classes gets a new head.
+        weights: to start from: a weights file, a run folder, or the tag of a published checkpoint (in1k, in22k, ...);
+            None for random weights. Another number of classes gets a new head.
         image_size: pixels a side, in training.
         eval_image_size: pixels a side in evaluation; None for image_size.
         epochs: passes over the training images.
-        batch_size: images a step, over all processes and accumulated parts; all there are, where there are fewer.
-        accumulate: parts that a process divides its share of a step into, to save memory; the gradients are summed.
-        lr: peak learning rate at a batch of lr_batch_size images; used is lr x batch_size / lr_batch_size.
+        batch_size: images per step, over all ranks and micro-batches; all images, where there are fewer.
+        accumulate: micro-batches per step and rank, to save memory; their gradients are summed.
+        lr: peak learning rate for a batch of lr_batch_size images; scaled by batch_size / lr_batch_size.
         lr_batch_size: the batch, in images, that lr is stated for.
-        min_lr: learning rate at the end of the cosine, whatever the batch.
-        warmup_epochs: epochs of linear growth from 0 to the peak rate, cut to half of all epochs.
+        min_lr: learning rate at the end of the cosine; not scaled.
+        warmup_epochs: epochs of linear growth from 0 to the peak rate, at most half of all epochs.
         weight_decay: AdamW's; none on biases, 1-d parameters and GRN.
         betas: AdamW's decay of the running mean of the gradient, and of its square.
         eps: AdamW's, added to the denominator.
         layer_decay: factor on the learning rate for each group of layers further from the head; 1 for none.
-        layer_groups: what layer_decay counts: group, the paper's 12 groups; or block, every block by itself.
-        clip_grad: largest norm of the whole gradient; 0 for no limit.
-        ema_decay: a step's decay of the running average of the weights, which is then what is evaluated and saved as
-            best; 0 for none. It harms networks with BatchNorm.
+        layer_groups: of layer_decay: group, the paper's 12 groups; or block, one group per block.
+        clip_grad: maximum norm of the gradient; 0 for no limit.
+        ema_decay: decay per step of the EMA of the weights, which is then evaluated and saved as best; 0 for none. Not
+            for models with BatchNorm.
         loss: cross_entropy, or bce (binary cross-entropy over one-hot or mixed targets).
         label_smoothing: probability (0 to 1) taken from the label and spread over all classes.
-        drop_path: stochastic depth's rate at the last block (references keep their library's).
-        layer_scale: initial LayerScale; 0 for none; None for the network's own (1e-6 in V1 and the roadmap).
+        drop_path: rate of stochastic depth at the last block (references keep their library's).
+        layer_scale: initial LayerScale; 0 for none; None for the model's own (1e-6 in V1 and the roadmap).
         head_init_scale: factor on the classifier's initial weights and biases (references keep theirs).
-        stem_stride: 4, or 2 or 1 for small images; None for the network's own.
-        augment: none, affine (turn, scale, shift), crop_flip, rand_augment (the paper's), or trivial_augment.
-        pipeline: exact (timm's operations on PIL images) or fast (the same choices, on smaller decoded images).
+        stem_stride: 4, or 2 or 1 for small images; None for the model's own.
+        augment: none, affine (rotate, scale, shift), crop_flip, rand_augment (the paper's), or trivial_augment.
+        pipeline: exact (timm's operations on PIL images) or fast (the same draws, on images decoded smaller).
         random_erasing: probability of erasing a rectangle of an image with noise.
         mixup: mixup's alpha; 0 for none.
         cutmix: cutmix's alpha; 0 for none.
-        repeated_augmentation: times that each drawn image comes, varied anew; an epoch keeps its length.
-        sync_batch_norm: take BatchNorm's statistics over all processes (GPUs only).
-        val_fraction: part of each class (0 to 1) to hold out where the data comes undivided.
+        repeated_augmentation: times that each drawn image comes, augmented anew; an epoch keeps its length.
+        sync_batch_norm: compute BatchNorm's statistics over all ranks (GPUs only).
+        val_fraction: fraction of each class (0 to 1) to hold out where the data comes undivided.
         precision: fp32, bf16 or fp16 (autocast; fp16 with loss scaling), or auto: bf16 on a GPU that has it.
         seed: of initial weights, order, augmentation, drop path and mixing.
-        checkpoint_activations: compute each block again in the backward pass: less memory for a second forward pass.
+        checkpoint_activations: recompute each block in the backward pass: less memory for a second forward pass.
         checkpoint_minutes: minutes between two checkpoints within an epoch; there is one after each epoch as well.
-        compile: torch.compile the network; the first steps take longer.
+        compile: torch.compile the model; the first steps take longer.
         fuse: compute the blocks by fused kernels (Triton, on a GPU): less memory; results differ by rounding.
         track: log to tensorboard, wandb or both, separated by a comma, besides metrics.jsonl; each needs its package.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
-        workers: reading processes beside each training process; 0 for none, -1 for its share of the cores, at most 8.
+        workers: dataloader workers per rank; 0 for none, -1 for its share of the cores, at most 8.
     """
 
     data: str = "digits"
@@ -169,8 +169,8 @@ class Recipe:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the result: all but the machine's fields."""
+        """The fields that decide the result: all but the machine's."""
         values = {name: value for name, value in self.to_dict().items() if name not in MACHINE_FIELDS}
         if Path(self.data).is_dir():
-            values["data"] = str(Path(self.data).resolve())  # however it is spelled
+            values["data"] = str(Path(self.data).resolve())  # in any spelling
         return values
