@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convnext.explanation.explanations import Explanation, explain
     from convnext.exporting.export_job import ExportResult, export
     from convnext.inference.classifier import Classifier, Prediction, load
+    from convnext.inference.model import Model
     from convnext.models import Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
     from convnext.training.recipe import Recipe
@@ -37,6 +38,7 @@ __all__ = [
     "KernelsWarning",
     "LicenceWarning",
     "Loaded",
+    "Model",
     "Optimized",
     "Prediction",
     "Recipe",
@@ -66,6 +68,7 @@ __all__ = [
 
 _HOMES = {
     "convnext.inference.classifier": ("Classifier", "Prediction", "load"),
+    "convnext.inference.model": ("Model",),
     "convnext.evaluation.evaluating": ("Evaluation", "evaluate"),
     "convnext.exporting.export_job": ("ExportResult", "export"),
     "convnext.explanation.explanations": ("Explanation", "explain"),

@@ -67,7 +67,7 @@ def test_several_batches_and_a_weights_file(tmp_path: Path, capsys: Capture) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["convnext_tinny"], "unknown model 'convnext_tinny': did you mean convnext_tiny"),
+        (["convnext_tinny"], "did you mean the model convnext_tiny"),
         (["torchvision/resnet51"], "unknown reference 'torchvision/resnet51': did you mean torchvision/resnet50"),
         (["roadmap_tiny/gelo"], "unknown model 'roadmap_tiny/gelo': did you mean roadmap_tiny/gelu"),
         (["gone.safetensors"], "gone.safetensors"),

@@ -69,7 +69,7 @@ def test_published_weights(make_folder: MakeFolder, capsys: Capture, monkeypatch
     ("words", "status", "message"),
     [
         (["nowhere"], 2, "no run folder nowhere"),
-        (["."], 2, "is no run, it has no recipe.json"),
+        (["."], 2, "recipe.json is missing"),
         (["run", "digts"], 2, "unknown data 'digts': did you mean digits"),
         (["run", "--batch-size", "0"], 2, "batch_size is 0"),
         (["run", "digits"], 2, "digits has 10 classes that run does not know: 0, 1"),

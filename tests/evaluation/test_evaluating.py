@@ -106,5 +106,5 @@ def test_too_little_memory(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -
 
 def test_features_alone_are_not_evaluated(tmp_path: Path) -> None:
     convnext.save_weights(convnext.create_model("convnext_atto", num_classes=0), tmp_path / "a.pth")
-    with pytest.raises(UsageError, match=r"a.pth has no classifier: train one on its features"):
+    with pytest.raises(UsageError, match=r"a.pth has no classifier"):
         convnext.evaluate(tmp_path / "a.pth", "digits", workers=0)

@@ -21,7 +21,7 @@ from convnext.errors import RunError
 from convnext.evaluation.evaluating import Evaluation
 from convnext.evaluation.evaluation_figures import draw_confusion, draw_reliability, shortened
 from convnext.evaluation.evaluation_report import FILES, default_folder, document, table, write_evaluation
-from convnext.inference.trained import Trained
+from convnext.inference.model import Model
 from convnext.plotting import render
 from convnext.training.metrics import Metrics, rows_of
 
@@ -34,9 +34,9 @@ def evaluation_of(classes: int, images: int, names: tuple[str, ...] = (), run: s
     names = names or tuple(f"kind {i}" for i in range(classes))
     memory = MemoryImages(torch.zeros(images, 3, 1, 1, dtype=torch.uint8), labels)
     data = HeldOut("photos", "images held out in training", names, memory)
-    return Evaluation(
-        Trained(run, nn.Identity(), names, Preprocessing.published(32), "best epoch", folder=Path(run)), data, metrics
-    )
+    preprocessing, folder = Preprocessing.published(32), Path(run)
+    model = Model(run, "run", nn.Identity(), names, preprocessing, "best epoch", folder=folder)
+    return Evaluation(model, data, metrics)
 
 
 def shown(evaluation: Evaluation) -> str:
@@ -50,7 +50,7 @@ def shown(evaluation: Evaluation) -> str:
 def test_no_two_labels_of_the_confusion_matrix_overlap(classes: int) -> None:
     evaluation = evaluation_of(classes, 4 * classes, tuple(f"{i} with a rather long name" for i in range(classes)))
     figure = draw_confusion(
-        evaluation.metrics.confusion.numpy(), evaluation.trained.classes, "runs/a\nphotos\ntop-1 50 %"
+        evaluation.metrics.confusion.numpy(), evaluation.model.classes, "runs/a\nphotos\ntop-1 50 %"
     )
     figure.draw_without_rendering()
     axes = figure.axes[0]

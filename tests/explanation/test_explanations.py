@@ -17,6 +17,7 @@ from convnext.explanation.explanations import NO_GRADIENTS, open_explained
 from convnext.explanation.saliency import grad_cam, occlusion
 from convnext.explanation.saliency_figure import draw_explanation
 from convnext.inference.classifier import Classifier
+from convnext.inference.model import Model
 from convnext.plotting import BLUE, ORANGE
 from tests.conftest import MakeFolder
 from tests.runs import MakeRun
@@ -100,11 +101,8 @@ def test_what_has_no_gradients_gets_the_other_map_alone(monkeypatch: pytest.Monk
     titles = [axes.get_title() for axes in draw_explanation(one, "file.onnx").axes]
     assert [title for title in titles if "Grad-CAM" in title] == []
     assert [title.partition(" ")[0] for title in titles if title] == ["what", "occlusion", "classes;"]
-    from convnext.explanation import explanations
-    from convnext.explanation.networks import Studied
-
-    studied = Studied("file.onnx", Exported(), CLASSES, Preprocessing.published(32), None)
-    monkeypatch.setattr(explanations, "open_studied", lambda *_, **__: studied)
+    model = Model("file.onnx", "exported", Exported(), CLASSES, Preprocessing.published(32), "")
+    monkeypatch.setattr("convnext.explanation.explanations.resolve", lambda *_, **__: model)
     assert open_explained("file.onnx", "cpu").notes == (NO_GRADIENTS,)
 
 

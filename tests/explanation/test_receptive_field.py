@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 import convnext
 from convnext.cli import main
 from convnext.errors import RunError, UsageError
-from convnext.explanation.networks import Studied, is_built, open_studied, untrained_twin
 from convnext.explanation.receptive_field import StageField, receptive_field, stage_fields
 from convnext.explanation.receptive_field_figure import draw_fields
-from convnext.inference.trained import Trained
+from convnext.inference.model import resolve
 from tests.conftest import MakeFolder
 from tests.runs import MakeRun
 
@@ -194,36 +192,11 @@ def test_no_text_of_the_figure_is_cut_off_or_covered(run: str) -> None:
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
 
 
-def test_the_twin_is_the_runs_network_before_training(run: str, tmp_path: Path) -> None:
-    studied = open_studied(run)
-    trained = {name: tensor.clone() for name, tensor in studied.model.state_dict().items()}
-    state = torch.get_rng_state()
-    twin: Any = untrained_twin(studied)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not twin.training
-    assert {name: tensor.shape for name, tensor in twin.state_dict().items()} == {
-        name: tensor.shape for name, tensor in trained.items()
-    }
-    again: Any = untrained_twin(studied)
-    assert torch.equal(twin.head.weight, again.head.weight)
-    assert not torch.equal(twin.head.weight, trained["head.weight"])
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in studied.model.state_dict().items())
-    model = convnext.create_model("convnextv2_atto", num_classes=7)
-    convnext.save_weights(model, tmp_path / "v2.safetensors")
-    of_file: Any = untrained_twin(open_studied(str(tmp_path / "v2.safetensors")))
-    assert of_file.head.weight.shape == (7, 320)
-    assert type(of_file.stages[0][0].grn).__name__ == "GlobalResponseNorm"
-    weights = Trained("timm/resnet18.a1_in1k", nn.Identity(), (), studied.preprocessing, "")
-    assert not is_built(weights.name)
-    of_timm = untrained_twin(Studied(weights.name, weights.model, (), studied.preprocessing, weights))
-    assert type(of_timm).__name__ == "ResNet"
-
-
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
         (["nowhere", "--receptive-field"], 2, "no run folder nowhere"),
-        (["run", "roadmap_micro/kernel_6", "--receptive-field"], 2, "no run folder roadmap_micro/kernel_6"),
+        (["run", "roadmap_micro/kernel_6", "--receptive-field"], 2, "roadmap_micro/kernel_6"),
         (["run", "--receptive-field", "--data", "empty"], 2, "no images in empty: name a folder that has some"),
         (["run", "--receptive-field", "--data", "digit"], 2, "unknown data 'digit'"),
         (["run", "--receptive-field", "--data", "broken"], 1, "none of 1 images of broken can be read"),
@@ -247,10 +220,10 @@ def test_photographs_where_there_is_no_run(tmp_path: Path, monkeypatch: pytest.M
     from convnext.explanation.study_images import study_images
 
     monkeypatch.chdir(tmp_path)
-    studied = open_studied("roadmap_micro/kernel_7")
-    images = study_images(studied, None)
+    model = resolve("roadmap_micro/kernel_7", "named")
+    images = study_images(model, None)
     assert images.name == "12 images: pieces of two photographs"
     assert images.images.shape == (12, 3, 224, 224)
     assert len({image.sum().item() for image in images.images}) == 12
     with pytest.raises(UsageError, match="unknown data"):
-        study_images(studied, "photographs")
+        study_images(model, "photographs")

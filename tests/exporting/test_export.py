@@ -84,8 +84,8 @@ def test_a_file_that_differs_is_not_left_and_the_old_one_stays(
 
     def wrong(path: Path, trust: bool = False) -> Any:
         opened: Any = opened_as_it_is(path, trust)
-        call = opened.model.call
-        opened.model.call = lambda x: call(x) * 1.01
+        call = opened.call
+        opened.call = lambda x: call(x) * 1.01
         return opened
 
     monkeypatch.setattr(exporting, "open_exported", wrong)

@@ -54,7 +54,7 @@ def written(name: str, format: str, path: Path, **card: Any) -> tuple[nn.Module,
     classes = tuple("abcde")
     facts = Card(format, "fp32", name, classes, Preprocessing.whole(64), size=64, smallest=32)
     FORMATS[format].write(ExportRequest(model, replace(facts, **card), path))
-    return model, open_exported(path, trust=True).model
+    return model, open_exported(path, trust=True)
 
 
 def assert_same(model: nn.Module, exported: nn.Module, *shapes: tuple[int, ...]) -> None:

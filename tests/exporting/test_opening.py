@@ -14,16 +14,14 @@ import torch
 from PIL import Image
 
 import convnext
-from convnext.benchmark.benchmark_plan import make_plan
-from convnext.benchmark.measured import measured_network
+from convnext.benchmark.benchmark_plan import make_plan, open_network
 from convnext.cli import main
 from convnext.data import load_data
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError, WeightsWarning
 from convnext.exporting.graph import Uint8Graph, calibration_batches
 from convnext.inference.card import Card, read_card
-from convnext.inference.exported import is_exported
-from convnext.inference.model_opening import open_trained
+from convnext.inference.model import resolve
 from convnext.inference.runtime import input_of
 from tests.conftest import MakeFolder
 from tests.exporting.conftest import lively, prepared
@@ -92,11 +90,12 @@ def test_calibration_fills_calibration_batches_a_fixed_number() -> None:
 
 
 def test_an_exported_file_only_infers_and_says_so(onnx: convnext.ExportResult) -> None:
-    opened = open_trained(onnx.path)
+    opened = resolve(onnx.path)
     assert not opened.has_gradients
-    assert opened.runtime == "onnxruntime"
+    assert opened.exported is not None
+    assert opened.exported.runtime == "onnxruntime"
     with pytest.raises(UsageError, match=r"model\.onnx"):
-        opened.model.train()
+        opened.module.train()
     with pytest.raises(UsageError, match="--device cuda"):
         convnext.load(onnx.path, device="cuda")
     with pytest.raises(UsageError, match="--precision bf16"):
@@ -139,7 +138,7 @@ def test_features_and_weights_files(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_benchmark_measures_it_as_it_is(onnx: convnext.ExportResult, run: Path) -> None:
-    network, same = measured_network(str(onnx.path)), measured_network(str(run))
+    network, same = open_network(str(onnx.path)), open_network(str(run))
     plan = make_plan([network, same], compiled=False)
     settings = [(case.name, case.setting) for case in plan.groups[0] if case.library == "convnext"]
     assert settings[0] == (str(onnx.path), "exported")
@@ -227,7 +226,6 @@ def test_damaged_files(
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    assert is_exported("somewhere.ONNX")
     with pytest.raises(UsageError, match=r"nowhere\.onnx"):
         convnext.load(tmp_path / "nowhere.onnx")
 
@@ -284,7 +282,7 @@ def test_a_pt2_file_that_was_changed_is_not_opened(program: convnext.ExportResul
     with zipfile.ZipFile(changed, "a") as archive:
         archive.writestr("model/more", "x")
     with pytest.raises(UsageError, match="--trust"):
-        open_trained(changed)
+        resolve(changed)
 
 
 def test_explaining_by_a_file_draws_what_takes_no_gradients_and_asks_for_trust(

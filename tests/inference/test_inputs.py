@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_image
 from convnext.data.images import UnreadableImageError, read_picture
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import UsageError
-from convnext.inference.inputs import given, read_file
+from convnext.inference.inputs import image_inputs, read_file
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg")[100:260, 200:400])  # 200 x 160
 GREY = PHOTO.convert("L")
@@ -83,9 +83,9 @@ def test_every_ordinary_kind_is_read_as_training_reads_it(tmp_path: Path, kind: 
     error = np.asarray(read).astype(int) - np.asarray(expected.convert("RGB"))
     assert np.abs(error).mean() <= off
     with Image.open(path) as itself:
-        (image,) = given(itself, PREPROCESSING)
-        (file,) = given(path, PREPROCESSING)
-        assert torch.equal(image.prepared(PREPROCESSING), file.prepared(PREPROCESSING))
+        (image,) = image_inputs(itself, PREPROCESSING)
+        (file,) = image_inputs(path, PREPROCESSING)
+        assert torch.equal(image.pixels(PREPROCESSING), file.pixels(PREPROCESSING))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,9 +147,9 @@ def test_oddities_in_a_file_are_not_spoken_of(tmp_path: Path) -> None:
     ("name", "reason"),
     [
         ("missing.jpg", "no such file"),
-        ("missing*.jpg", "no such file, and no file of such a pattern"),
-        ("https://example.org/a.jpg", "an address, and nothing is downloaded here: download it, then name the file"),
-        ("s3://bucket/a.jpg", "an address"),
+        ("missing*.jpg", "no such file, and no file matches"),
+        ("https://example.org/a.jpg", "a URL"),
+        ("s3://bucket/a.jpg", "a URL"),
         ("empty", "a folder, and there is no image in it"),
         ("full", "a folder, name its images"),
         ("text.jpg", "no image of a kind that can be read"),
@@ -158,7 +158,7 @@ def test_oddities_in_a_file_are_not_spoken_of(tmp_path: Path) -> None:
         ("cut.png", "image file is truncated"),
         ("cut.avif", ""),
         ("float.tiff", "values without a fixed range"),
-        ("/dev/zero", "no regular file"),
+        ("/dev/zero", "not a regular file"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
@@ -183,20 +183,20 @@ def test_arrays_and_tensors_of_bytes_are_pictures() -> None:
     pixels = np.asarray(PHOTO)
     expected = Preprocessing.cut(PREPROCESSING, PHOTO)
     for one in (PHOTO, pixels, torch.tensor(pixels).permute(2, 0, 1), pixels[:, ::-1][:, ::-1]):
-        (image,) = given(one, PREPROCESSING)
-        assert np.array_equal(image.prepared(PREPROCESSING).numpy(), np.asarray(expected))
+        (image,) = image_inputs(one, PREPROCESSING)
+        assert np.array_equal(image.pixels(PREPROCESSING).numpy(), np.asarray(expected))
     several = np.stack([pixels, 255 - pixels])
     for inputs in (several, torch.from_numpy(several).permute(0, 3, 1, 2), list(several), iter(several)):
-        first, second = given(inputs, PREPROCESSING)
-        assert np.array_equal(first.prepared(PREPROCESSING).numpy(), np.asarray(expected))
-        assert not torch.equal(first.prepared(PREPROCESSING), second.prepared(PREPROCESSING))
+        first, second = image_inputs(inputs, PREPROCESSING)
+        assert np.array_equal(first.pixels(PREPROCESSING).numpy(), np.asarray(expected))
+        assert not torch.equal(first.pixels(PREPROCESSING), second.pixels(PREPROCESSING))
 
 
 def test_floats_are_prepared_already() -> None:
     prepared = torch.stack([PREPROCESSING(PHOTO), -PREPROCESSING(PHOTO)])
     for inputs in (prepared, prepared.double(), list(prepared)):
-        images = list(given(inputs, PREPROCESSING))
-        assert torch.equal(torch.stack([image.prepared(PREPROCESSING) for image in images]), prepared)
+        images = list(image_inputs(inputs, PREPROCESSING))
+        assert torch.equal(torch.stack([image.pixels(PREPROCESSING) for image in images]), prepared)
 
 
 @pytest.mark.parametrize(
@@ -220,21 +220,21 @@ def test_floats_are_prepared_already() -> None:
         (torch.zeros(0, 3, 32, 32), r"needs \(3, H, W\)"),
         (torch.zeros(3, 32, 32, dtype=torch.int64), "torch.int64: give uint8 values from 0 to 255"),
         (torch.randn(2, 3, 40, 32), "floats are taken to be prepared, which makes them 32 x 32: give uint8"),
-        (torch.rand(2, 3, 32, 32), r"values from \S+ to \S+: they seem not to be normalised: give uint8"),
+        (torch.rand(2, 3, 32, 32), r"values from \S+ to \S+: they are not normalised"),
         (255 * torch.rand(2, 3, 32, 32), "they are not normalised: give uint8"),
         (torch.full((3, 32, 32), math.nan), "with values from nan to nan: they are not normalised"),
     ],
 )
 def test_everything_else_is_refused(inputs: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        list(given(inputs, PREPROCESSING))
+        list(image_inputs(inputs, PREPROCESSING))
 
 
 def test_networks_of_one_channel_take_grey_tensors() -> None:
     grey = Preprocessing(16, 1.0, mean=(0.5,), std=(0.25,))
     pixels = torch.from_numpy(np.array(PHOTO.convert("L")))
     for one in (PHOTO.convert("L"), pixels[None], pixels[None, None]):
-        (image,) = given(one, grey)
-        assert np.array_equal(image.prepared(grey).numpy(), np.asarray(grey.cut(PHOTO.convert("L"))))
+        (image,) = image_inputs(one, grey)
+        assert np.array_equal(image.pixels(grey).numpy(), np.asarray(grey.cut(PHOTO.convert("L"))))
     with pytest.raises(UsageError, match=r"needs \(1, H, W\) or \(N, 1, H, W\)"):
-        list(given(torch.zeros(3, 16, 16, dtype=torch.uint8), grey))
+        list(image_inputs(torch.zeros(3, 16, 16, dtype=torch.uint8), grey))

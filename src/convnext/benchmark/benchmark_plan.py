@@ -14,27 +14,11 @@ from convnext.benchmark.pinning import choose_threads, processors_for
 from convnext.benchmark.settings import EXPORTED, settings_for
 from convnext.device import autocast_for, choose_device, has_bf16
 from convnext.errors import ConvNeXtError, UsageError, reason, unknown_name
+from convnext.inference.card import Card
+from convnext.inference.model import DEFAULT_IMAGE_SIZE, resolve
 from convnext.models import create_model
 from convnext.models.cost import cost, image_channels
-
-DEFAULT_IMAGE_SIZE = 224
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """What an exported file says of itself, in which nothing can be counted.
-
-    Attributes:
-        precision: fp32, bf16 or int8.
-        macs: multiply-accumulates of an image of the size that it is made for.
-        channels: of its images.
-        any_size: whether it takes images of other sizes too.
-    """
-
-    precision: str
-    macs: int
-    channels: int
-    any_size: bool
+from convnext.weights.names import parse_name
 
 
 @dataclass(frozen=True)
@@ -45,13 +29,31 @@ class Network:
         name: of a network that this package can build, or what an opened one is called.
         model: the opened one; None for one to be built by its name, with random weights.
         image_size: pixels a side that it is made for.
-        exported: what is known of an exported file; None for a network of torch.
+        exported: the card of an exported file; None for a network of torch.
     """
 
     name: str
     model: nn.Module | None = None
     image_size: int = DEFAULT_IMAGE_SIZE
-    exported: FileFacts | None = None
+    exported: Card | None = None
+
+
+def open_network(name: str, trust: bool = False) -> Network:
+    """Open a model to measure by its name; an architecture has random weights, which do not change its speed.
+
+    Args:
+        name: as for :func:`convnext.inference.model.resolve`.
+        trust: open a ``.pt2`` file that was not exported here, though it can run any code.
+
+    Raises:
+        UsageError: there is no such model, or a file may run code and is not trusted.
+        RunError: a file is damaged or missing, or weights could not be downloaded.
+    """
+    parsed = parse_name(name)
+    if parsed.kind in ("architecture", "library"):
+        return Network(parsed.model)
+    model = resolve(name, trust=trust)
+    return Network(name, model.module, model.image_size, model.exported.card if model.exported else None)
 
 
 @dataclass(frozen=True)
@@ -203,19 +205,17 @@ def count(name: str, model: nn.Module, image_size: int) -> int:
         raise UsageError(f"{name} does not take images of {image_size} px ({reason(error)})") from error
 
 
-def macs_of_file(
-    network: Network, exported: FileFacts, image_size: int, modes: Sequence[str], device: torch.device
-) -> int:
+def macs_of_file(network: Network, exported: Card, image_size: int, modes: Sequence[str], device: torch.device) -> int:
     """Multiply-accumulates of one image, by what an exported file says.
 
     Raises:
         UsageError: it does not train, not take images of this size, or not run on the device.
     """
     if device.type != "cpu":
-        raise UsageError(f"{network.name} is an exported file, which runs on the processor here: take --device cpu")
+        raise UsageError(f"{network.name} is an exported file, which runs on the CPU: take --device cpu")
     if "training" in modes:
         raise UsageError(f"{network.name} is an exported file, which only infers: leave out --mode training")
-    if image_size != network.image_size and not exported.any_size:
+    if image_size != network.image_size and exported.size is not None:
         raise UsageError(f"{network.name} takes images of {network.image_size} px alone: leave out --image-size")
     return round(exported.macs * (image_size / network.image_size) ** 2)
 

@@ -48,14 +48,13 @@ def benchmark(
         trust: open a .pt2 file that was not exported here as well, though it can run any code.
         json: print the figures as one JSON document on stdout.
     """
-    from convnext.benchmark.benchmark_plan import make_plan
+    from convnext.benchmark.benchmark_plan import make_plan, open_network
     from convnext.benchmark.benchmark_table import tables
     from convnext.benchmark.comparison import Benchmark
-    from convnext.benchmark.measured import measured_network
     from convnext.console import console_on, say
 
     plan = make_plan(
-        [measured_network(name, trust) for name in dict.fromkeys(models)],
+        [open_network(name, trust) for name in dict.fromkeys(models)],
         against=names(against),
         modes=names(mode),
         precisions=[] if precision == "auto" else names(precision),

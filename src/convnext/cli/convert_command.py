@@ -27,12 +27,14 @@ def convert(
         json: print what was done as JSON on stdout.
     """
     from convnext.console import console_on, say_warnings
+    from convnext.weights.names import find_weights
     from convnext.weights.saving import convert as write
     from convnext.weights.weights_file import open_weights
 
-    opened = open_weights(source)
+    path, notes = find_weights(source)
+    opened = open_weights(path)
     saved = write(opened, out, layout)
-    say_warnings((*opened.notes, *saved.notes), console_on(sys.stderr))
+    say_warnings((*notes, *opened.notes, *saved.notes), console_on(sys.stderr))
     if json:
         print_json(
             {

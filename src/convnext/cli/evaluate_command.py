@@ -48,7 +48,7 @@ def evaluate(
     if not is_main_rank():
         return
     unreadable = (f"skipped, cannot be read: {error}" for error in evaluation.metrics.unreadable)
-    say_warnings([*evaluation.trained.notes, *evaluation.data.notes, *unreadable], console_on(sys.stderr))
+    say_warnings([*evaluation.model.notes, *evaluation.data.notes, *unreadable], console_on(sys.stderr))
     folder = out or default_folder(evaluation)
     write_evaluation(evaluation, folder)
     if json:

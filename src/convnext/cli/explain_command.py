@@ -111,11 +111,11 @@ def show_maps(request: Request) -> None:
     from convnext.explanation.explanations import explain_each, open_explained
     from convnext.explanation.found import default_folder
     from convnext.explanation.saliency_figure import FigureNames, draw_explanation
-    from convnext.inference.inputs import pillow_warnings
-    from convnext.inference.output import named_images, percent, printable
+    from convnext.inference.inputs import expand_paths, pillow_warnings
+    from convnext.inference.output import percent, printable
     from convnext.plotting import write_figure
 
-    paths = list(named_images(request.others, sys.stdin))
+    paths = list(expand_paths(request.others, sys.stdin))
     if not paths:
         raise UsageError("no images: standard input lists none")
     classifier = open_explained(request.run, request.device, request.trust)
@@ -181,12 +181,12 @@ def show_architecture(request: Request) -> None:
     from convnext.explanation.architecture import architecture
     from convnext.explanation.architecture_figure import draw_architecture
     from convnext.explanation.difference import architecture_table, difference_document
-    from convnext.explanation.networks import without_weights
+    from convnext.inference.model import resolve
 
     check_number(request, "--architecture")
-    opened = [without_weights(name) for name in request.names]
-    size = opened[0][1] if request.image_size is None else request.image_size
-    models = [architecture(model, name, size) for name, (model, _) in zip(request.names, opened, strict=True)]
+    opened = [resolve(name, "none") for name in request.names]
+    size = opened[0].image_size if request.image_size is None else request.image_size
+    models = [architecture(model.module, model.name, size) for model in opened]
     name = "architecture" if len(models) == 1 else "difference"
     document = models[0].to_dict if len(models) == 1 else lambda: difference_document(*models)
     show(request, name, document, architecture_table, draw_architecture, *models)

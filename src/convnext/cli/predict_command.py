@@ -49,12 +49,12 @@ def predict(
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
     from convnext.console import console_on, image_progress, say_warnings
     from convnext.inference.classifier import open_classifier
-    from convnext.inference.inputs import pillow_warnings
-    from convnext.inference.output import answers_file, check_out, json_answers, named_images, printable
+    from convnext.inference.inputs import expand_paths, pillow_warnings
+    from convnext.inference.output import check_out, json_writer, predictions_file, printable
 
     if out:
         check_out(out)
-    paths = named_images(images, sys.stdin)
+    paths = expand_paths(images, sys.stdin)
     first = list(islice(paths, FEW + 1))
     if not first:
         raise UsageError("no images: standard input lists none")
@@ -68,9 +68,9 @@ def predict(
         stack.enter_context(pillow_warnings())
         sinks: list[Callable[[Prediction], None]] = []
         if out:
-            sinks.append(stack.enter_context(answers_file(out, min(top, len(classifier.classes)))))
+            sinks.append(stack.enter_context(predictions_file(out, min(top, len(classifier.classes)))))
         if json:
-            sinks.append(stack.enter_context(json_answers(sys.stdout.write)))
+            sinks.append(stack.enter_context(json_writer(sys.stdout.write)))
         if not sinks:
             sinks.append(printing(tables=len(first) <= FEW and sys.stdout.isatty()))
         count = None if "-" in images else len(first)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convnext.data.folder import EXTENSIONS, VAL_NAMES, files_by_class, labelled
-from convnext.data.images import FileImages, MemoryImages
+from convnext.data.images import DatasetImages, FileImages, Images, MemoryImages
 from convnext.data.sources import NAMES, load_data
 from convnext.errors import UsageError
 
@@ -26,16 +26,16 @@ class HeldOut:
     name: str
     part: str
     classes: tuple[str, ...]
-    images: MemoryImages | FileImages
+    images: Images
     notes: tuple[str, ...] = ()
 
     def with_classes(self, index: dict[str, int], classes: tuple[str, ...]) -> "HeldOut":
         """The same images labelled by other classes: ``index`` has the new label of every class with images."""
-        labels = [index.get(name, -1) for name in self.classes]
-        if isinstance(self.images, FileImages):
-            images = replace(self.images, labels=tuple(labels[label] for label in self.images.labels))
-        else:
-            images = replace(self.images, labels=self.images.labels.new_tensor(labels)[self.images.labels])
+        labels, images = [index.get(name, -1) for name in self.classes], self.images
+        if isinstance(images, FileImages):
+            images = replace(images, labels=tuple(labels[label] for label in images.labels))
+        elif isinstance(images, MemoryImages):
+            images = replace(images, labels=images.labels.new_tensor(labels)[images.labels])
         return replace(self, classes=classes, images=images)
 
     def with_notes(self, *notes: str) -> "HeldOut":
@@ -44,8 +44,9 @@ class HeldOut:
 
     def filled(self) -> tuple[str, ...]:
         """The classes that have images."""
-        labels = self.images.labels if isinstance(self.images, FileImages) else self.images.labels.tolist()
-        present = set(labels)
+        assert not isinstance(self.images, DatasetImages), "its labels are the model's"
+        labels = self.images.labels
+        present = set(labels if isinstance(labels, tuple) else labels.tolist())
         return tuple(name for label, name in enumerate(self.classes) if label in present)
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -185,6 +185,17 @@ def as_item(image: Any) -> Image.Image | Tensor:
 
 
 Images = MemoryImages | FileImages | DatasetImages
+
+
+def image_readers(images: Images, indices: Iterable[int]) -> list[Callable[[], Image.Image]]:
+    """Functions that read some of the images, which are not prepared floats."""
+
+    def read(index: int) -> Image.Image:
+        image, _ = images.read(index)
+        assert isinstance(image, Image.Image)
+        return image
+
+    return [partial(read, index) for index in indices]
 
 
 @dataclass(frozen=True)

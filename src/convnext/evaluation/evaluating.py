@@ -1,29 +1,29 @@
 """`evaluate`: a run folder or a published network in, its metrics on held-out images out."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from convnext.acceleration.accelerate import accelerate_job
 from convnext.console import console_on, image_progress, say
 from convnext.data.held_out import HeldOut
-from convnext.data.images import MemoryImages
+from convnext.data.images import DatasetImages, MemoryImages
 from convnext.data.loader import Batch, Batches
 from convnext.data.preprocessing import Preprocessing
 from convnext.device import autocast_for, choose_device, choose_workers
 from convnext.errors import RunError, UsageError
 from convnext.inference.evaluation_data import images_for
-from convnext.inference.exported import is_exported
-from convnext.inference.model_opening import is_published, is_weights, open_trained
-from convnext.inference.trained import Trained
-from convnext.training.distributed import process_group
+from convnext.inference.model import DEFAULT_IMAGE_SIZE, Model, resolve
+from convnext.training.distributed import Ranks, process_group
 from convnext.training.metrics import Metrics
 from convnext.training.metrics import evaluate as evaluate_batches
+from convnext.weights.names import parse_name
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Evaluation:
     """What came of an evaluation.
 
     Attributes:
-        trained: the network.
+        model: the model.
         data: the images, labelled by the network's classes; ``data.part`` and ``data.notes`` say which they are.
         metrics: top-1 and top-5 accuracy, loss, confusion matrix, scores by class, calibration, images a second.
     """
 
-    trained: Trained
+    model: Model
     data: HeldOut
     metrics: Metrics
 
@@ -44,8 +44,8 @@ class Evaluation:
         """The evaluation as plain data: the document of ``convnext evaluate --json``."""
         metrics = self.metrics
         return {
-            "run": self.trained.name,
-            "weights": self.trained.weights,
+            "run": self.model.name,
+            "weights": self.model.weights,
             "data": self.data.name,
             "part": self.data.part,
             "top1": metrics.top1,
@@ -56,10 +56,10 @@ class Evaluation:
             "images_per_second": metrics.images_per_second,
             "unreadable": list(metrics.unreadable),
             "notes": list(self.data.notes),
-            "classes": list(self.trained.classes),
+            "classes": list(self.model.classes),
             "per_class": [
                 {"label": label, **scores._asdict()}
-                for label, scores in zip(self.trained.classes, metrics.per_class, strict=True)
+                for label, scores in zip(self.model.classes, metrics.per_class, strict=True)
             ],
             "calibration": [part._asdict() for part in metrics.calibration],
             "confusion": metrics.confusion.tolist(),
@@ -67,80 +67,121 @@ class Evaluation:
 
 
 def evaluate(
-    run: str | Path,
-    data: str | Path | None = None,
+    model: str | Path | nn.Module | Model,
+    data: str | Path | Any = None,
     *,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
     batch_size: int = 64,
     device: str = "auto",
     precision: str = "auto",
     workers: int = -1,
     trust: bool = False,
 ) -> Evaluation:
-    """Evaluate a trained network: every image once, prepared as the network expects it; progress on stderr.
+    """Evaluate a trained model: every image once, prepared as the model expects it; progress on stderr.
 
     Args:
-        run: a run's folder, whose best epoch is evaluated; or what else :func:`convnext.load` opens: an exported file,
-            a weights file, or published weights by name.
-        data: what `convnext.train` takes, or the path of a folder with a folder a class, which is taken whole. By
-            default, and where it is the run's own data, the images that the run held out.
-        batch_size: images at a time.
-        device: auto (a GPU where there is one), cpu, cuda, mps; an exported file runs on the processor.
+        model: a model's name, as for :func:`convnext.load`; or an ``nn.Module`` from images (N, C, H, W) to logits.
+        data: what ``convnext.train`` takes, or a folder with one folder per class, which is taken whole; or a map-style
+            dataset of (image, label). By default, and where it is the run's own data, the images that the run held out.
+        classes: of a module, in the order of its logits; the dataset's ``classes`` by default, or else their numbers.
+        preprocessing: of a module; by default that of the published models at 224 px. Images of a dataset that are
+            float tensors are taken as they are.
+        batch_size: images per batch.
+        device: auto (a GPU where there is one), cpu, cuda, mps; an exported file runs on the CPU.
         precision: fp32, bf16 or fp16 (autocast), or auto: bf16 on a GPU that has it; an exported file has its own.
-        workers: processes that read image files; -1 for one a core, at most 8.
-        trust: open a ``.pt2`` file that was not exported here as well, though it can run any code.
+        workers: dataloader workers; -1 for one per core, at most 8.
+        trust: open a ``.pt2`` file that was not exported here, though it can run any code.
 
     Raises:
-        UsageError: there is no such run or data, the network has no classifier, the data has classes that the network
+        UsageError: there is no such model or data, the model has no classifier, the data has classes that the model
             does not know, or an exported file may run code and is not trusted.
         RunError: a file is damaged or missing, or no image can be read.
     """
-    name = str(run)
-    file = (is_exported(name) or is_weights(name)) and Path(name).exists()
-    if data is None and (file or is_published(name)):
-        raise UsageError(f"{name} comes without data: name some, such as imagenet:PATH or a folder of images")
+    if isinstance(model, str | Path) and data is None and parse_name(model).kind != "run":
+        raise UsageError(f"{model} comes without data: name some, such as imagenet:PATH or a folder of images")
+    if not (data is None or isinstance(data, str | Path)):
+        data = DatasetImages(data)
     with process_group(device) as ranks:
-        trained = open_trained(name, trust)
-        torch_device = choose_device(trained.device_name(device), ranks.local_rank)
-        if trained.runtime and precision not in ("auto", "fp32"):
-            raise UsageError(f"{name} is exported with a precision of its own: leave out --precision {precision}")
-        autocast = autocast_for(precision, torch_device)
-        if not trained.classes:
-            raise UsageError(
-                f"{name} has no classifier: train one on its features (convnext train FOLDER --weights FILE)"
-            )
-        images = images_for(trained, None if data is None else str(data))
-        size = trained.preprocessing.image_size
-        whole = trained.preprocessing == Preprocessing.whole(size)  # what images in memory are prepared to, much faster
-        by_batches = whole and isinstance(images.images, MemoryImages)
-        batches = ShownBatches(
-            images.images,
-            batch_size=batch_size,
-            image_size=size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            workers=choose_workers(workers, ranks.local_world_size),
-            pin_memory=torch_device.type == "cuda",
-            transform=None if by_batches else trained.preprocessing,
-        )
-        batches.title = f"{name} on {images.name}" if ranks.is_main else ""
-        batches.processes = ranks.world_size
-        model = trained.model.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
+        if isinstance(model, nn.Module):
+            model = model_of(model, data, classes, preprocessing)
+        elif not isinstance(model, Model):
+            model = resolve(model, trust=trust)
+        torch_device = choose_device(model.device_name(device), ranks.local_rank)
+        if model.exported and precision not in ("auto", "fp32"):
+            raise UsageError(f"{model.name} is exported with its own precision: leave out --precision {precision}")
+        model.check_classifier()
+        if isinstance(data, DatasetImages):
+            images = HeldOut(type(data.dataset).__name__, "images", model.classes, data)
+        else:
+            images = images_for(model, None if data is None else str(data))
+        batches = batches_of(images, model.preprocessing, batch_size, workers, torch_device, ranks)
+        batches.title = f"{model.name} on {images.name}" if ranks.is_main else ""
+        module = model.module.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
         if precision in ("auto", "fp32"):
             count = len(images.images) // ranks.world_size
-            shape = batch_size, trained.preprocessing.channels, size, size
-            model = accelerate_job(model, shape, torch_device, count, saying if ranks.is_main else lambda _: None)
+            shape = (batch_size, *example_of(images.images, model.preprocessing).shape)
+            module = accelerate_job(module, shape, torch_device, count, saying if ranks.is_main else lambda _: None)
         try:
             with closing(batches):
-                metrics = evaluate_batches(model, batches, len(trained.classes), torch_device, autocast)
+                autocast = autocast_for(precision, torch_device)
+                metrics = evaluate_batches(module, batches, len(model.classes), torch_device, autocast)
         except torch.OutOfMemoryError as error:
             raise RunError(
                 f"batches of {batch_size} are too large for the memory of {torch_device}: lower --batch-size"
             ) from error
     if not metrics.rows.losses.isfinite().all():
         raise RunError(
-            f"the outputs of {name} are not finite for some images: its weights are damaged, or need --precision fp32"
+            f"the outputs of {model.name} are not finite for some images: its weights are damaged, or need "
+            "--precision fp32"
         )
-    return Evaluation(trained, images, metrics)
+    return Evaluation(model, images, metrics)
+
+
+def model_of(module: nn.Module, data: Any, classes: Sequence[str] | None, preprocessing: Preprocessing | None) -> Model:
+    """The record of a module that the caller passed, in evaluation mode."""
+    name, preprocessing = type(module).__name__, preprocessing or Preprocessing.published(DEFAULT_IMAGE_SIZE)
+    names = classes if classes is not None else getattr(getattr(data, "dataset", None), "classes", None)
+    if names is None:
+        image = example_of(data, preprocessing)
+        with torch.inference_mode():
+            outputs = module.eval()(image[None].to(next(module.parameters(), image).device))
+        names = [f"class {label}" for label in range(outputs.shape[1])]
+    return Model(name, None, module.eval(), tuple(names), preprocessing, weights="the module's own")
+
+
+def example_of(images: Any, preprocessing: Preprocessing) -> Tensor:
+    """A tensor of the shape (C, H, W) of the images that the model will get."""
+    if isinstance(images, DatasetImages):
+        image, _ = images.read(0)
+        return image if isinstance(image, Tensor) else preprocessing(image)
+    return torch.zeros(preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+
+
+def batches_of(
+    images: HeldOut,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    ranks: Ranks,
+) -> "ShownBatches":
+    """The batches of this rank."""
+    size = preprocessing.image_size
+    # Images in memory that are resized as a whole are prepared batch by batch, which is much faster.
+    by_batches = preprocessing == Preprocessing.whole(size) and isinstance(images.images, MemoryImages)
+    batches = ShownBatches(
+        images.images,
+        batch_size=batch_size,
+        image_size=size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        workers=choose_workers(workers, ranks.local_world_size),
+        pin_memory=device.type == "cuda",
+        transform=None if by_batches else preprocessing,
+    )
+    batches.processes = ranks.world_size
+    return batches
 
 
 def saying(line: str) -> None:

@@ -21,10 +21,10 @@ FILES = ("evaluation.json", "per_class.csv", "confusion.png", "confusion.svg", "
 
 def default_folder(evaluation: Evaluation) -> Path:
     """``RUN/evaluation``; ``runs/evaluation-NAME-DATA`` for a network with its library's weights."""
-    trained = evaluation.trained
-    if trained.folder is not None:
-        return trained.folder / "evaluation"
-    return Path("runs") / f"evaluation-{trained.name.replace('/', '-')}-{data_name(evaluation.data.name)}"
+    model = evaluation.model
+    if model.folder is not None:
+        return model.folder / "evaluation"
+    return Path("runs") / f"evaluation-{model.name.replace('/', '-')}-{data_name(evaluation.data.name)}"
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
@@ -36,10 +36,10 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     from convnext.evaluation.evaluation_figures import draw_confusion, draw_reliability
     from convnext.plotting import shortened, write_figure
 
-    metrics, classes = evaluation.metrics, evaluation.trained.classes
+    metrics, classes = evaluation.metrics, evaluation.model.classes
     title = "\n".join(
         (
-            shortened(evaluation.trained.name, 56),
+            shortened(evaluation.model.name, 56),
             shortened(f"{evaluation.data.name}: {metrics.images:,} {evaluation.data.part}", 56),
             f"top-1 {metrics.top1:.2f} %",
         )
@@ -63,7 +63,7 @@ def scores_by_class(evaluation: Evaluation) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("label", "precision", "recall", "f1", "support"))
-    for label, scores in zip(evaluation.trained.classes, evaluation.metrics.per_class, strict=True):
+    for label, scores in zip(evaluation.model.classes, evaluation.metrics.per_class, strict=True):
         writer.writerow((label, *scores))
     return text.getvalue()
 
@@ -79,7 +79,7 @@ def summary(evaluation: Evaluation) -> Table:
     unreadable = f" ({len(metrics.unreadable)} more cannot be read)" if metrics.unreadable else ""
     view = Table.grid(padding=(0, 2, 0, 0))
     for name, value in (
-        ("network", f"{evaluation.trained.name} ({evaluation.trained.weights})"),
+        ("network", f"{evaluation.model.name} ({evaluation.model.weights})"),
         ("data", f"{data.name}: {metrics.images:,} {data.part}{unreadable}"),
         ("top-1", f"{metrics.top1:.2f} %"),
         ("top-5", f"{metrics.top5:.2f} %"),
@@ -93,7 +93,7 @@ def summary(evaluation: Evaluation) -> Table:
 
 def class_table(evaluation: Evaluation) -> Table:
     """Scores by class: all in the network's order, or of many the worst by F1; and what each is mostly taken for."""
-    metrics, classes = evaluation.metrics, evaluation.trained.classes
+    metrics, classes = evaluation.metrics, evaluation.model.classes
     chosen = [label for label, scores in enumerate(metrics.per_class) if scores.support]
     title = "every class"
     if len(chosen) > SHOWN:

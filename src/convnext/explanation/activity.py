@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from convnext.errors import RunError, UsageError
 from convnext.explanation.feature_maps import as_map, watching
 from convnext.explanation.found import plain_table
-from convnext.explanation.networks import SEED
 from convnext.explanation.study_images import subjects
+from convnext.inference.model import SEED
 from convnext.models.convnext import Block
 from convnext.models.design import DesignBlock
 from convnext.models.layers import to_nchw

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convnext.errors import RunError, UsageError
 from convnext.explanation.found import plain_table
-from convnext.explanation.networks import open_studied
+from convnext.inference.model import resolve
 
 SHOWN = 24  # channels of a block on the sheet
 STAGE = re.compile(r"(?:^|\.)stages\.(\d+)\.")  # ours and timm's
@@ -92,8 +92,8 @@ def depthwise_kernels(name: str) -> Kernels:
         UsageError: there is no such network, or it has no depthwise convolution.
         RunError: a file is damaged, or weights are not finite.
     """
-    studied = open_studied(name)
-    blocks = kernels_of(studied.model)
+    model = resolve(name, "named")
+    blocks = kernels_of(model.module)
     if not blocks:
         raise UsageError(
             f"{name} has no depthwise convolution of more than 1 x 1, so no kernels to show: of the roadmap, the steps "
@@ -101,7 +101,7 @@ def depthwise_kernels(name: str) -> Kernels:
         )
     if not all(bool(block.weights.isfinite().all()) for block in blocks):
         raise RunError(f"some kernels of {name} are not finite: its weights are damaged")
-    return Kernels(name, blocks, studied.notes)
+    return Kernels(name, blocks, model.notes)
 
 
 def kernels_of(model: nn.Module) -> tuple[BlockKernels, ...]:

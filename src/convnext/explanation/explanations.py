@@ -12,11 +12,12 @@ from torch import Tensor
 from convnext.data.images import UnreadableImageError
 from convnext.errors import RunError, UsageError, unknown_name
 from convnext.explanation.feature_maps import map_layer
-from convnext.explanation.networks import open_studied
 from convnext.explanation.saliency import grad_cam, occlusion
 from convnext.inference.classifier import Candidate, Classifier
-from convnext.inference.inputs import Given, given
-from convnext.inference.trained import has_gradients
+from convnext.inference.inputs import ImageInput, image_inputs
+from convnext.inference.model import has_gradients, resolve
+from convnext.weights.names import parse_name
+from convnext.weights.published import tags_of
 
 NO_GRADIENTS = "no Grad-CAM: this is no network of layers that torch can differentiate, such as an exported file"
 
@@ -100,10 +101,10 @@ def explain(
 
 def open_explained(run: str | Path, device: str = "auto", trust: bool = False) -> Classifier:
     """A network to explain pictures by, which leaves it to its caller to say the classifier's ``notes``."""
-    studied = open_studied(str(run), published=True, trust=trust)
-    notes = studied.notes if has_gradients(studied.model) else (*studied.notes, NO_GRADIENTS)
-    device = device if studied.trained is None else studied.trained.device_name(device)
-    return Classifier(studied.model, studied.classes, studied.preprocessing, studied.name, device, notes)
+    name = parse_name(run)
+    has_weights = name.kind != "architecture" or tags_of(name.model)  # steps of the roadmap are explained untrained
+    model = resolve(run, "trained" if has_weights else "named", trust=trust)
+    return Classifier.of(model, device, *(() if model.has_gradients else (NO_GRADIENTS,)))
 
 
 def explain_each(classifier: Classifier, images: Any, label: str | None = None, top: int = 5) -> Iterator[Explanation]:
@@ -115,23 +116,23 @@ def explain_each(classifier: Classifier, images: Any, label: str | None = None, 
         raise UsageError(f"top is {top}, needs 1 or more")
     if label is not None and label not in classes:
         raise unknown_name("class", label, classes)
-    for image in given(images, classifier.preprocessing):
+    for image in image_inputs(images, classifier.preprocessing):
         try:
             yield explanation(classifier, image, None if label is None else classes.index(label), top)
         except UnreadableImageError as error:
             yield Explanation(image.path, error=error.reason)
 
 
-def explanation(classifier: Classifier, image: Given, label: int | None, top: int) -> Explanation:
+def explanation(classifier: Classifier, image: ImageInput, label: int | None, top: int) -> Explanation:
     """The explanation of one picture.
 
     Raises:
         UnreadableImageError: it cannot be read.
     """
-    if isinstance(image.image, Tensor) and image.image.is_floating_point():
+    if image.is_prepared:
         raise UsageError("prepared floats are no pictures to draw maps over: give files, PIL images or uint8 values")
-    picture = image.picture()
-    pixels = Given(image=picture).prepared(classifier.preprocessing)
+    picture = image.load()
+    pixels = ImageInput(image=picture).pixels(classifier.preprocessing)
     prepared = classifier.on_device(pixels)[None].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         logits = classifier.model(prepared)

@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from convnext.console import table_of
-from convnext.explanation.networks import is_built
 from convnext.inference.output import printable
 from convnext.plotting import shortened
 
@@ -15,7 +14,7 @@ from convnext.plotting import shortened
 def default_folder(name: str) -> Path:
     """``RUN/explain`` for a run's folder; ``runs/explain-NAME`` for weights and for networks by name."""
     path = Path(name)
-    if not is_built(name) and (path / "recipe.json").exists():
+    if (path / "recipe.json").exists():
         return path / "explain"
     return Path("runs") / f"explain-{name.strip('/').replace('/', '-')}"
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from convnext.errors import RunError
 from convnext.explanation.feature_maps import as_map, stage_layers, watching
 from convnext.explanation.found import plain_table
-from convnext.explanation.networks import SEED
 from convnext.explanation.study_images import subjects
+from convnext.inference.model import SEED
 
 BATCH = 5  # images at a time
 SHARES = (0.5, 0.95)  # of the gradient that the squares hold

@@ -17,8 +17,8 @@ from convnext.device import choose_device
 from convnext.errors import UsageError
 from convnext.explanation.cka import LEAST_BATCH, MinibatchCKA, centred_gram, evenly
 from convnext.explanation.feature_maps import as_map, watching
-from convnext.explanation.networks import Studied, open_studied, untrained_twin
 from convnext.explanation.study_images import sample
+from convnext.inference.model import Model, resolve
 from convnext.training.blocks import blocks
 
 MOST = 128  # images; more change the values little
@@ -106,28 +106,28 @@ def similarity(first: str, second: str | None = None, data: str | None = None, d
         RunError: a file is damaged, or features are not finite.
     """
     torch_device = choose_device(device)
-    one = open_studied(first)
-    other = open_studied(second) if second is not None and second != first else one
-    if second is None and one.trained is not None:
-        other = replace(one, name=f"{first}, untrained", model=untrained_twin(one), trained=None, notes=())
+    one = resolve(first, "named")
+    other = resolve(second, "named") if second is not None and second != first else one
+    if second is None and one.is_trained:
+        other = replace(one, name=f"{first}, untrained", module=one.untrained(), is_trained=False, notes=())
     name, pairs, unreadable = pictures(one, other, data)
     if len(pairs) < LEAST_BATCH:
         raise UsageError(
             f"{name} has {len(pairs)} images that can be read, needs {LEAST_BATCH} or more: name other data"
         )
     batches = ((ours.to(torch_device), theirs.to(torch_device)) for ours, theirs in batched_pairs(pairs))
-    models = (one.model.to(torch_device), other.model.to(torch_device))
+    models = (one.module.to(torch_device), other.module.to(torch_device))
     notes = tuple(dict.fromkeys([*one.notes, *other.notes, *unreadable]))
     return compare(*models, batches, (one.name, other.name), name, notes)
 
 
-def pictures(one: Studied, other: Studied, data: str | None) -> tuple[str, list[tuple[Tensor, Tensor]], list[str]]:
+def pictures(one: Model, other: Model, data: str | None) -> tuple[str, list[tuple[Tensor, Tensor]], list[str]]:
     """Pictures prepared for each of two networks, evenly spread over what there is.
 
     Returns:
         What they are, in words; a pair (C, H, W) for each; which could not be read.
     """
-    whose = one if one.trained is not None and one.trained.recipe is not None else other
+    whose = one if one.recipe is not None else other
 
     def pair(picture: Image.Image) -> tuple[Tensor, Tensor]:
         image = one.preprocessing(picture)

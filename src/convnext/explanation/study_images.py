@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from convnext.data.folder import image_files
 from convnext.data.held_out import load_held_out
-from convnext.data.images import read_picture, readable
+from convnext.data.images import image_readers, read_picture, readable
 from convnext.data.sample_images import crops
 from convnext.device import choose_device
 from convnext.errors import RunError, UsageError
-from convnext.explanation.networks import Studied, open_studied, untrained_and_trained
 from convnext.inference.evaluation_data import images_for
+from convnext.inference.model import Model, resolve
 
 MOST = 50  # images; more change the averages little
 TILE = 213  # px a side of the squares that the photographs are cut into: six each
@@ -40,11 +40,11 @@ class StudyImages:
     notes: tuple[str, ...] = ()
 
 
-def study_images(studied: Studied, data: str | None) -> StudyImages:
+def study_images(model: Model, data: str | None) -> StudyImages:
     """At most :data:`MOST` images, evenly spread over what there is.
 
     Args:
-        studied: the network.
+        model: the model.
         data: a folder of images, or a data set by name; None for the images that the network's run held out, or where
             it has no run for pieces of the photographs that scikit-learn ships.
 
@@ -52,19 +52,19 @@ def study_images(studied: Studied, data: str | None) -> StudyImages:
         UsageError: there is no such data, or no image in it.
         RunError: none of the images can be read.
     """
-    name, prepared, unreadable = sample(studied, data, MOST, studied.preprocessing)
+    name, prepared, unreadable = sample(model, data, MOST, model.preprocessing)
     if not prepared:
         raise RunError(f"none of {len(unreadable)} images of {name} can be read: {unreadable[0]}")
     return StudyImages(torch.stack(prepared), f"{len(prepared)} images: {name}", tuple(unreadable))
 
 
 def sample(
-    studied: Studied, data: str | None, most: int, prepare: Callable[[Image.Image], Prepared]
+    model: Model, data: str | None, most: int, prepare: Callable[[Image.Image], Prepared]
 ) -> tuple[str, list[Prepared], list[str]]:
     """Some of the images that :func:`study_images` chooses among, evenly spread.
 
     Args:
-        studied: the network.
+        model: the model.
         data: as for :func:`study_images`.
         most: images at most.
         prepare: what is done with each picture.
@@ -72,29 +72,28 @@ def sample(
     Returns:
         What the images are called; what was made of each; a note for each that cannot be read.
     """
-    name, readers = sources(studied, data)
+    name, readers = sources(model, data)
     places = np.linspace(0, len(readers) - 1, min(most, len(readers))).round().astype(int)
     prepared, reasons = readable([readers[place] for place in places], prepare)
     return name, prepared, [f"skipped, cannot be read: {why}" for why in reasons]
 
 
-def sources(studied: Studied, data: str | None) -> tuple[str, list[Callable[[], Image.Image]]]:
+def sources(model: Model, data: str | None) -> tuple[str, list[Callable[[], Image.Image]]]:
     """What the images are called, and what reads each of them."""
     if data is not None and Path(data).is_dir():
         files = image_files(Path(data))
         if not files:
             raise UsageError(f"no images in {data}: name a folder that has some, or a data set such as digits")
         return data, [lambda file=file: read_picture(file) for file in files]
-    trained = studied.trained
     if data is not None:
         held_out = load_held_out(data)
-    elif trained is not None and trained.recipe is not None:
-        held_out = images_for(trained, None)
+    elif model.recipe is not None:
+        held_out = images_for(model, None)
     else:
         pieces = list(crops((TILE,), TILE, TILE))
         return "pieces of two photographs", [lambda piece=piece: piece for piece in pieces]
-    images = held_out.images
-    return f"{held_out.name}, {held_out.part}", [lambda i=i: images.read(i)[0] for i in range(len(images))]
+    readers = image_readers(held_out.images, range(len(held_out.images)))
+    return f"{held_out.name}, {held_out.part}", readers
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,9 @@ def subjects(names: Sequence[str], data: str | None, device: str) -> Iterator[Su
     """
     torch_device = choose_device(device)
     for name in names:
-        studied = open_studied(name)
-        found = study_images(studied, data)
+        model = resolve(name, "named")
+        found = study_images(model, data)
         images = replace(found, images=found.images.to(torch_device))
-        for weights, model in untrained_and_trained(studied):
-            yield Subject(name, weights, model.to(torch_device), images, (*studied.notes, *images.notes))
+        modules = {"untrained": model.untrained()} | ({"trained": model.module} if model.is_trained else {})
+        for weights, module in modules.items():
+            yield Subject(name, weights, module.to(torch_device), images, (*model.notes, *images.notes))

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convnext.data import DatasetImages, FileImages, MemoryImages, load_data
+from convnext.data import Images, load_data
 from convnext.data.folder import EXTENSIONS, image_files
-from convnext.data.images import read_picture, readable
+from convnext.data.images import image_readers, read_picture, readable
 from convnext.data.preprocessing import Preprocessing
 from convnext.data.sample_images import crops
 from convnext.errors import RunError, UsageError
 from convnext.inference.evaluation_data import own_images
-from convnext.inference.trained import Trained
+from convnext.inference.model import Model
 
 MAX_IMAGES = 64  # for the check, and as many for calibration
 
@@ -22,7 +22,7 @@ ReadImage = Callable[[], Image.Image]
 
 
 def images_to_check(
-    trained: Trained, preprocessing: Preprocessing, folder: Path | None, calibrated: bool
+    model: Model, preprocessing: Preprocessing, folder: Path | None, calibrated: bool
 ) -> tuple[Tensor, str]:
     """Return images (N, C, H, W) to check a file on, and a description of them.
 
@@ -36,9 +36,9 @@ def images_to_check(
     if folder is not None:
         files = find_files(folder)[:: 2 if calibrated else 1]
         return prepare(file_readers(files), preprocessing), f"images of {folder}"
-    if trained.recipe is not None:
+    if model.recipe is not None:
         try:
-            held_out = own_images(trained, None)
+            held_out = own_images(model, None)
         except (UsageError, RunError):
             held_out = None  # removed since the training
         if held_out is not None:
@@ -47,7 +47,7 @@ def images_to_check(
     return prepare([lambda square=square: square for square in squares], preprocessing), "crops of two photographs"
 
 
-def images_to_calibrate(trained: Trained, preprocessing: Preprocessing, folder: Path | None) -> Tensor:
+def images_to_calibrate(model: Model, preprocessing: Preprocessing, folder: Path | None) -> Tensor:
     """Return images (N, C, H, W) to calibrate int8 with: the run's training images, or every second one of a folder.
 
     Raises:
@@ -58,13 +58,12 @@ def images_to_calibrate(trained: Trained, preprocessing: Preprocessing, folder: 
         files = find_files(folder)
         return prepare(file_readers(files[1::2] or files), preprocessing)
     remedy = "pass some like those that the model will see: --images FOLDER"
-    if trained.recipe is None:
-        raise UsageError(f"int8 is calibrated with images, and {trained.name} has none: {remedy}")
+    if model.recipe is None:
+        raise UsageError(f"int8 is calibrated with images, and {model.name} has none: {remedy}")
     try:
-        data = load_data(trained.recipe.data, val_fraction=trained.recipe.val_fraction)
+        data = load_data(model.recipe.data, val_fraction=model.recipe.val_fraction)
     except (UsageError, RunError) as error:
         raise UsageError(f"int8 is calibrated with the training images, which are gone ({error}): {remedy}") from error
-    assert not isinstance(data.train, DatasetImages)  # load_data has files or arrays
     return prepare(readers(data.train), preprocessing)
 
 
@@ -81,9 +80,9 @@ def file_readers(files: Sequence[Path]) -> list[ReadImage]:
     return [lambda path=path: read_picture(path) for path in spread(files)]
 
 
-def readers(images: MemoryImages | FileImages) -> list[ReadImage]:
+def readers(images: Images) -> list[ReadImage]:
     """Return a function that reads each of at most :data:`MAX_IMAGES` images."""
-    return [lambda index=index: images.read(index)[0] for index in spread(range(len(images)))]
+    return image_readers(images, spread(range(len(images))))
 
 
 def spread(values: Sequence) -> Sequence:

@@ -11,12 +11,9 @@ from convnext.exporting.calibration import images_to_calibrate, images_to_check
 from convnext.exporting.check import CheckResult, check
 from convnext.exporting.formats import ExportRequest, Format, WrittenFiles, find_format
 from convnext.exporting.staging import move_all, staging_folder
-from convnext.files import read_json
 from convnext.inference.card import Card
 from convnext.inference.exported import open_exported
-from convnext.inference.model_opening import open_trained
-from convnext.inference.runtime import RuntimeModel
-from convnext.inference.trained import Trained
+from convnext.inference.model import Model, resolve
 from convnext.inference.trust import remember
 from convnext.models import is_reference
 from convnext.models.cost import cost
@@ -108,22 +105,21 @@ def export(
     kind.check_packages(precision)
     shape = {"batch": to_dimension("batch", batch), "size": None if size is None else to_dimension("size", size)}
     folder = None if images is None else Path(images)
-    trained = open_trained(run)
-    if trained.runtime:
+    model = resolve(run)
+    if model.exported:
         raise UsageError(f"{run} is an exported file: export the run or the weights that it was made from")
-    default = kind.default_path(trained.name, trained.folder, precision)
+    default = kind.default_path(model.name, model.folder, precision)
     place = default if out is None else kind.check_path(Path(out))
-    card = make_card(trained, kind, precision, with_preprocessing, **shape)
-    calibration = images_to_calibrate(trained, card.preprocessing, folder) if precision == "int8" else None
-    some, on = images_to_check(trained, card.preprocessing, folder, calibration is not None)
+    card = make_card(model, kind, precision, with_preprocessing, **shape)
+    calibration = images_to_calibrate(model, card.preprocessing, folder) if precision == "int8" else None
+    some, on = images_to_check(model, card.preprocessing, folder, calibration is not None)
     with staging_folder(place) as staging:
-        request = ExportRequest(trained.model, card, staging / place.name, calibration)
+        request = ExportRequest(model.module, card, staging / place.name, calibration)
         written = write(kind, request)
         opened = open_exported(request.path, trust=True)
-        assert isinstance(opened.model, RuntimeModel)
-        checked = check(trained.model, opened.model, some)
+        checked = check(model.module, opened, some)
         del opened
-        notes = (*trained.notes, *written.notes)
+        notes = (*model.notes, *written.notes)
         if not kind.is_data and not remember(request.path):
             notes += ("it opens with --trust only, because the cache cannot be written",)
         files = move_all(written.paths, place.parent)
@@ -160,18 +156,18 @@ def to_dimension(name: str, value: int | str) -> int:
 
 
 def make_card(
-    trained: Trained, kind: Format, precision: str, with_preprocessing: bool, batch: int, size: int | None
+    model: Model, kind: Format, precision: str, with_preprocessing: bool, batch: int, size: int | None
 ) -> Card:
     """Return the metadata of the file; a batch or size of 0 is dynamic, a size of None the model's own.
 
     Raises:
         UsageError: the model does not go with the arguments.
     """
-    model, classes, preprocessing = trained.model, trained.classes, trained.preprocessing
+    classes, preprocessing = model.classes, model.preprocessing
     if not classes and (with_preprocessing or precision == "int8"):
         option = "--with-preprocessing gives probabilities" if with_preprocessing else "int8 is checked by class"
-        raise UsageError(f"{option}, and {trained.name} has no classifier: leave it out, or train one")
-    smallest = getattr(model, "smallest_image", MIN_SIZE)
+        raise UsageError(f"{option}, and {model.name} has no classifier: leave it out, or train one")
+    smallest = getattr(model.module, "smallest_image", MIN_SIZE)
     if size and size < smallest:
         raise UsageError(f"size is {size}, needs {smallest} or more for this model, or {DYNAMIC}")
     if size is None:
@@ -181,31 +177,22 @@ def make_card(
     return Card(
         kind.name,
         precision,
-        model_name(trained),
+        model_name(model),
         classes,
         preprocessing,
         with_preprocessing,
         batch or None,
         size or None,
         smallest,
-        cost(model, preprocessing.image_size).macs,
-        trained.notes,
-        data_record(trained),
+        cost(model.module, preprocessing.image_size).macs,
+        model.notes,
+        model.data,
         {name: version for name in PACKAGES if (version := installed_version(name))},
     )
 
 
-def model_name(trained: Trained) -> str:
+def model_name(model: Model) -> str:
     """Return the model's name."""
-    if trained.recipe is not None:
-        return trained.recipe.model
-    return trained.name if is_reference(trained.name) else trained.weights.partition(",")[0]
-
-
-def data_record(trained: Trained) -> dict[str, Any]:
-    """Return what identifies the images that a run held out, wherever they are stored."""
-    record = None if trained.folder is None else trained.folder / "data.json"
-    if trained.recipe is None or record is None or not record.exists():
-        return {}
-    images = read_json(record).get("images")
-    return {"images": images, "val_fraction": trained.recipe.val_fraction} if images else {}
+    if model.recipe is not None:
+        return model.recipe.model
+    return model.name if is_reference(model.name) else model.weights.partition(",")[0]

@@ -1,11 +1,11 @@
-"""`load`: a trained network opened to predict with; images of any kind in, labels with probabilities out."""
+"""`load`: a trained model opened to predict with; images of any kind in, labels with probabilities out."""
 
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +18,16 @@ from convnext.data.images import UnreadableImageError
 from convnext.data.preprocessing import Preprocessing
 from convnext.device import choose_device
 from convnext.errors import RunError, UsageError, WeightsWarning
-from convnext.inference.inputs import Given, given
-from convnext.inference.model_opening import open_trained
+from convnext.inference.inputs import ImageInput, image_inputs
+from convnext.inference.model import Model, resolve
 
-BATCH_SIZE = 32
+DEFAULT_BATCH_SIZE = 32
 UNKNOWN_COUNT = 256  # images expected where their number is not known
-THREADS = min(16, os.cpu_count() or 1)  # that read and resize; Pillow lets them run side by side
+THREADS = min(16, os.cpu_count() or 1)  # that read and resize; Pillow releases the GIL
 
 
 class Candidate(NamedTuple):
-    """A class that an image may be of."""
+    """A class with its probability, from 0 to 1."""
 
     label: str
     probability: float
@@ -35,13 +35,13 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an image shows.
+    """The prediction for an image.
 
     Attributes:
-        path: its file, as it was named; None for an image that was given itself.
+        path: its file, as it was named; None for an image that was passed itself.
         label: the most probable class; None where the image could not be read.
         probability: of that class, from 0 to 1; None where the image could not be read.
-        top: the most probable classes, the first first, each with ``label`` and ``probability``.
+        top: the most probable classes, the first first.
         error: why the image could not be read; None where it was.
     """
 
@@ -53,25 +53,19 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """The prediction as plain data: an entry of ``convnext predict --json``."""
-        return {
-            "path": self.path,
-            "label": self.label,
-            "probability": self.probability,
-            "top": [candidate._asdict() for candidate in self.top],
-            "error": self.error,
-        }
+        return asdict(self) | {"top": [candidate._asdict() for candidate in self.top]}
 
 
 class Classifier:
-    """A trained network with its classes, and how pictures are prepared for it.
+    """A model with its classes and preprocessing, on a device.
 
     Args:
         model: from prepared images (N, C, H, W) to logits (N, classes); it is put into evaluation mode.
         classes: names, in the order of the logits.
-        preprocessing: from a picture to a prepared image.
-        name: what it was opened by.
+        preprocessing: from an image to a normalised tensor.
+        name: that it was opened by.
         device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
-        notes: what should be said to who uses it, of its weights and their licence.
+        notes: remarks for the user, on the weights and their licence.
     """
 
     def __init__(
@@ -88,23 +82,29 @@ class Classifier:
         self.classes, self.preprocessing, self.name = tuple(classes), preprocessing, name
         self.notes = tuple(notes)
 
+    @classmethod
+    def of(cls, model: Model, device: str = "auto", *notes: str) -> "Classifier":
+        """The classifier of a resolved model, with more notes."""
+        placed = model.device_name(device)
+        return cls(model.module, model.classes, model.preprocessing, model.name, placed, (*model.notes, *notes))
+
     def __repr__(self) -> str:
         return f"Classifier({self.name or type(self.model).__name__}: {len(self.classes)} classes, on {self.device})"
 
-    def predict(self, inputs: Any, top: int = 5, batch_size: int = BATCH_SIZE) -> list[Prediction]:
-        """What images show, in their order. A file that cannot be read has its ``error``; the others are answered.
+    def predict(self, inputs: Any, top: int = 5, batch_size: int = DEFAULT_BATCH_SIZE) -> list[Prediction]:
+        """Predict the classes of images, in their order. For a file that cannot be read, the prediction has an error.
 
         Args:
             inputs: an image, or an iterable of images. An image is the path of a file; a PIL image of any mode; a uint8
                 array (H, W, 3) in RGB, or (N, H, W, 3) for several; or a tensor (3, H, W), or (N, 3, H, W) for several.
-                Tensors of uint8 are pictures, like arrays. Tensors of floats are taken to be prepared already, as
+                Tensors of uint8 are images, like arrays. Tensors of floats are taken to be prepared already, as
                 ``preprocessing`` does it: normalised, and of its size.
             top: classes to name for each image; all there are, where there are fewer.
-            batch_size: images at a time; it decides speed and memory only.
+            batch_size: images per batch; it decides speed and memory only.
 
         Raises:
             UsageError: an input is of another kind or shape, or floats do not look prepared.
-            RunError: the network's outputs are not finite, or a batch does not fit into memory.
+            RunError: the model's outputs are not finite, or a batch does not fit into memory.
         """
         count = len(inputs) if isinstance(inputs, list | tuple) else None
         return list(self.stream(inputs, top, batch_size, count))
@@ -113,7 +113,7 @@ class Classifier:
         self,
         inputs: Any,
         top: int = 5,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         count: int | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> Generator[Prediction, None, None]:
@@ -123,7 +123,7 @@ class Classifier:
             inputs: as for :meth:`predict`.
             top: as for :meth:`predict`.
             batch_size: as for :meth:`predict`.
-            count: how many images there are, where that is known.
+            count: the number of images, where it is known.
             say: called with a line if a faster variant of the model is taken, as on a CPU where that pays.
         """
         self.check_classes()
@@ -133,51 +133,48 @@ class Classifier:
         size, expected = self.preprocessing.image_size, UNKNOWN_COUNT if count is None else count
         shape = batch_size, self.preprocessing.channels, size, size
         model = accelerate_job(self.model, shape, self.device, expected, say)
-        return self.answers(model, given(inputs, self.preprocessing), top, batch_size)
+        return self.predict_batches(model, image_inputs(inputs, self.preprocessing), top, batch_size)
 
     def check_classes(self) -> None:
-        """Refuse to answer without classes.
+        """Refuse to predict without classes.
 
         Raises:
             UsageError: the weights have no classifier.
         """
         if not self.classes:
             raise UsageError(
-                f"{self.name or 'the network'} has no classifier, its .model gives features: train one on them "
+                f"{self.name or 'the model'} has no classifier, its .model gives features: train one on them "
                 "(convnext train FOLDER --weights FILE)"
             )
 
-    def answers(
-        self, model: nn.Module, images: Iterator[Given], top: int, batch_size: int
+    def predict_batches(
+        self, model: nn.Module, images: Iterator[ImageInput], top: int, batch_size: int
     ) -> Generator[Prediction, None, None]:
-        """The predictions for images, which threads prepare a batch ahead."""
+        """Predict while threads prepare the next batch."""
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convnext-predict")
         try:
-            prepared = ahead(images, self.preprocessing, pool, batch_size + THREADS)
+            prepared = prefetched(images, self.preprocessing, pool, batch_size + THREADS)
             while batch := list(islice(prepared, batch_size)):
-                yield from self.answer(model, batch, top)
+                tensors = [self.on_device(image) for _, image in batch if isinstance(image, Tensor)]
+                found = iter(self.probabilities(model, tensors, top) if tensors else ())
+                for path, image in batch:
+                    if isinstance(image, Tensor):
+                        candidates = next(found)
+                        yield Prediction(path, *candidates[0], candidates)
+                    else:
+                        yield Prediction(path, None, None, error=image)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def answer(self, model: nn.Module, batch: list[tuple[str | None, Tensor | str]], top: int) -> Iterator[Prediction]:
-        """The predictions for a batch of prepared images, or of words on why there is none, with their paths."""
-        images = [self.on_device(image) for _, image in batch if isinstance(image, Tensor)]
-        best = iter(self.probabilities(model, images, top) if images else ())
-        for path, image in batch:
-            if isinstance(image, str):
-                yield Prediction(path, None, None, error=image)
-            else:
-                candidates = next(best)
-                yield Prediction(path, *candidates[0], candidates)
-
     def on_device(self, image: Tensor) -> Tensor:
-        """One prepared image (C, H, W); what comes as bytes is normalised."""
+        """One prepared image (C, H, W) on the device; uint8 pixels (H, W, C) are normalised there."""
         image = image.to(self.device)
         return image if image.is_floating_point() else self.preprocessing.normalize(image)
 
     @torch.inference_mode()
     def probabilities(self, model: nn.Module, images: list[Tensor], top: int) -> list[tuple[Candidate, ...]]:
         """The most probable classes of images (C, H, W)."""
+        name = self.name or "the model"
         try:
             logits = model(torch.stack(images).contiguous(memory_format=torch.channels_last))
         except torch.OutOfMemoryError as error:
@@ -186,11 +183,11 @@ class Classifier:
             ) from error
         if logits.shape != (len(images), len(self.classes)):
             raise UsageError(
-                f"{self.name or 'the network'} gives outputs of shape {tuple(logits.shape)} for {len(images)} images, "
-                f"needs one for each of its {len(self.classes)} classes"
+                f"{name} gives outputs of shape {tuple(logits.shape)} for {len(images)} images, needs one for each of "
+                f"its {len(self.classes)} classes"
             )
         if not logits.isfinite().all():
-            raise RunError(f"the outputs of {self.name or 'the network'} are not finite: its weights are damaged")
+            raise RunError(f"the outputs of {name} are not finite: its weights are damaged")
         values, labels = logits.float().softmax(1).topk(min(top, len(self.classes)))
         return [
             tuple(Candidate(self.classes[label], value) for label, value in zip(*row, strict=True))
@@ -198,46 +195,42 @@ class Classifier:
         ]
 
 
-def ahead(
-    images: Iterator[Given], preprocessing: Preprocessing, pool: ThreadPoolExecutor, count: int
+def prefetched(
+    images: Iterator[ImageInput], preprocessing: Preprocessing, pool: ThreadPoolExecutor, count: int
 ) -> Iterator[tuple[str | None, Tensor | str]]:
-    """Each image's path with its pixels, or with why there are none, in order; ``count`` of them are under way."""
+    """Each image's path with its pixels, or with why it cannot be read, in order; ``count`` are prepared ahead."""
     pending: deque[tuple[str | None, Future[Tensor]]] = deque()
-    more = True
-    while more or pending:
-        while more and len(pending) < count:
-            image = next(images, None)
-            more = image is not None
-            if image is not None:
-                pending.append((image.path, pool.submit(image.prepared, preprocessing)))
-        if pending:
-            path, future = pending.popleft()
-            try:
-                yield path, future.result()
-            except UnreadableImageError as error:
-                yield path, error.reason
+    while True:
+        for image in islice(images, count - len(pending)):
+            pending.append((image.path, pool.submit(image.pixels, preprocessing)))
+        if not pending:
+            return
+        path, future = pending.popleft()
+        try:
+            yield path, future.result()
+        except UnreadableImageError as error:
+            yield path, error.reason
 
 
 def load(path: str | Path, device: str | torch.device = "auto", *, trust: bool = False) -> Classifier:
-    """Open a trained network to predict with.
+    """Open a trained model to predict with.
 
     Args:
-        path: a run's folder, whose best epoch is taken; an exported file (.onnx, .pt2, .xml); a weights file of any
-            layout (official, timm, OpenCLIP, torchvision, transformers), or a folder as the hub's libraries save it,
-            which says by itself what network it is of; ``VARIANT`` or ``VARIANT.TAG`` for the authors' published
-            weights, such as ``convnext_tiny.in22k_in1k``; or ``torchvision/NAME``, ``timm/NAME`` for a network with its
-            library's.
-        device: auto (a GPU where there is one), cpu, cuda, mps or xpu; an exported file runs on the processor.
-        trust: open a ``.pt2`` file that was not exported here as well, though it can run any code.
+        path: a run folder, whose best epoch is taken; an exported file (.onnx, .pt2, .xml); a weights file of any
+            layout (official, timm, OpenCLIP, torchvision, transformers), or a folder as timm and transformers save it;
+            ``VARIANT`` or ``VARIANT.TAG`` for weights of the ConvNeXt authors, such as ``convnext_tiny.in22k_in1k``; or
+            ``torchvision/NAME``, ``timm/NAME`` for a model with its library's.
+        device: auto (a GPU where there is one), cpu, cuda, mps or xpu; an exported file runs on the CPU.
+        trust: open a ``.pt2`` file that was not exported here, though it can run any code.
 
     Returns:
         The classifier; of weights without one, its ``model`` gives features (N, channels).
 
     Warns:
-        WeightsWarning: the file does not say all: classes or preprocessing are taken from the published networks.
+        WeightsWarning: classes or preprocessing are not recorded, and assumed to be those of the published models.
 
     Raises:
-        UsageError: there is no such run, file or network, or no such device.
+        UsageError: there is no such run, file or model, or no such device.
         RunError: a file is damaged or missing, or weights could not be downloaded.
     """
     classifier = open_classifier(path, device, trust)
@@ -247,7 +240,5 @@ def load(path: str | Path, device: str | torch.device = "auto", *, trust: bool =
 
 
 def open_classifier(path: str | Path, device: str | torch.device = "auto", trust: bool = False) -> Classifier:
-    """The same as :func:`load`, which leaves it to its caller to say the classifier's ``notes``."""
-    opened = open_trained(path, trust)
-    device = opened.device_name(str(device))
-    return Classifier(opened.model, opened.classes, opened.preprocessing, opened.name, device, opened.notes)
+    """The same as :func:`load`; the caller prints the classifier's ``notes``."""
+    return Classifier.of(resolve(path, trust=trust), str(device))

@@ -3,7 +3,6 @@
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from convnext.console import quiet
-from convnext.data.imagenet import class_names, folder_names
+from convnext.data.imagenet import class_names
 from convnext.data.preprocessing import EVAL_CROP, MEAN, STD, Preprocessing
 from convnext.environment import check_installed, import_extra
 from convnext.errors import ConvNeXtError, RunError, UsageError, reason
 from convnext.inference.card import Card, read_card
 from convnext.inference.runtime import RuntimeModel
-from convnext.inference.trained import Trained
 from convnext.inference.trust import check_trust
 from convnext.weights.reading import instead, is_file
 
@@ -140,19 +138,14 @@ def load_openvino(path: Path) -> Loaded:
     return Loaded(call, metadata, shape, dtype if len(model.inputs) == 1 else f"{len(model.inputs)} inputs")
 
 
-READERS = {
+READERS = {  # by the suffix; their keys are EXPORTED_SUFFIXES in weights/names.py
     ".onnx": Reader("onnx", "onnxruntime", "onnx", load_onnx),
     ".pt2": Reader("torch", "torch", "", load_program, is_data=False),
     ".xml": Reader("openvino", "openvino", "openvino", load_openvino),
 }
 
 
-def is_exported(name: str | Path) -> bool:
-    """True if a name means an exported file, whether it exists or not."""
-    return Path(name).suffix.lower() in READERS and not Path(name).is_dir()
-
-
-def open_exported(path: Path, trust: bool = False) -> Trained:
+def open_exported(path: Path, trust: bool = False) -> RuntimeModel:
     """Open an exported file in its runtime.
 
     Args:
@@ -180,29 +173,17 @@ def open_exported(path: Path, trust: bool = False) -> Trained:
             f"cannot open {path} ({reason(error)}): it is damaged or not a {reader.format} file, export or copy it "
             "again"
         ) from error
-    notes: tuple[str, ...] = ()
     if card is None:
-        card, notes = card_of_foreign(path, reader.format, loaded)
-    known = bool(card.classes) and class_names(len(card.classes)) == card.classes
-    return Trained(
-        str(path),
-        RuntimeModel(path.resolve(), reader.runtime, card, loaded.call, reopened),
-        card.classes,
-        card.preprocessing,
-        weights=f"{card.model}, {card.precision}, {card.format} file by {reader.runtime}",
-        aliases=partial(folder_names, len(card.classes)) if known else dict,
-        notes=(*card.notes, *notes),
-        runtime=reader.runtime,
-        trained_on=card.data,
-    )
+        card = card_of_foreign(path, reader.format, loaded)
+    return RuntimeModel(path.resolve(), reader.runtime, card, loaded.call, reopened)
 
 
 def reopened(path: Path) -> nn.Module:
     """The model in a file that another process has opened, and trusted, before."""
-    return open_exported(path, trust=True).model
+    return open_exported(path, trust=True)
 
 
-def card_of_foreign(path: Path, format: str, loaded: Loaded) -> tuple[Card, tuple[str, ...]]:
+def card_of_foreign(path: Path, format: str, loaded: Loaded) -> Card:
     """A card for a file that this package did not write, with remarks on what it assumes.
 
     Raises:
@@ -225,23 +206,19 @@ def card_of_foreign(path: Path, format: str, loaded: Loaded) -> tuple[Card, tupl
         raise UsageError(f"{path} gives {list(outputs.shape)}: export a classifier, which gives logits (N, classes)")
     count = outputs.shape[1]
     names = class_names(count)
-    card = Card(
+    named = "ImageNet's are taken" if names else f"they are called by their numbers ({count})"
+    note = (
+        f"{path} was not written by this package and has no class names: {named}; its outputs are taken for logits, "
+        f"and images are prepared as for the published models at {size} px"
+    )
+    mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
+    return Card(
         format,
         "unknown precision",
         "foreign model",
         names or tuple(f"class {label}" for label in range(count)),
-        preprocessing_for(channels, size),
+        Preprocessing(size, EVAL_CROP, mean=mean, std=std),
         batch=shape[0],
         size=shape[2],
+        notes=(note,),
     )
-    named = "ImageNet's are taken" if names else f"they are called by their numbers ({count})"
-    return card, (
-        f"{path} was not written by this package and has no class names: {named}; its outputs are taken for logits, "
-        f"and images are prepared as for the published models at {size} px",
-    )
-
-
-def preprocessing_for(channels: int, image_size: int) -> Preprocessing:
-    """The published preprocessing, for RGB or grey images."""
-    mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
-    return Preprocessing(image_size, EVAL_CROP, mean=mean, std=std)

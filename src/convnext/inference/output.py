@@ -1,54 +1,30 @@
-"""Predictions for people and for programs: tables with bars, lines, CSV, JSON; and the images that words name."""
+"""Predictions written for people and for programs: tables with bars, lines, CSV, JSON."""
 
 import csv
-import glob
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.bar import Bar
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from convnext.data.folder import image_files
 from convnext.errors import UsageError
 from convnext.files import replacing
 from convnext.inference.classifier import Prediction
-from convnext.inference.inputs import is_address, is_pattern
 
-BAR_WIDTH = 30
+BAR_WIDTH = 30  # columns
 
 Write = Callable[[str], Any]
 Add = Callable[[Prediction], None]
 
 
-def named_images(words: Iterable[str], standard_input: IO[str]) -> Iterator[str]:
-    """The paths that words name: a file is itself, a folder all images below it, a pattern the files that match it.
-
-    ``-`` is a list on standard input, a path a line. What names nothing comes as it is, to be answered with why.
-    """
-    for word in words:
-        if word == "-":
-            yield from (line.rstrip("\r\n") for line in standard_input if line.strip())
-        elif is_pattern(word) and not is_address(word) and not Path(word).exists():
-            matches = sorted(glob.glob(word, recursive=True))  # noqa: PTH207  # pathlib's takes no absolute pattern
-            yield from (path for match in matches or [word] for path in files_of(match))
-        else:
-            yield from files_of(word)
-
-
-def files_of(path: str) -> list[str]:
-    """A folder's images, or the path itself."""
-    images = image_files(Path(path)) if Path(path).is_dir() else []
-    return [str(image) for image in images] or [path]
-
-
 @contextmanager
-def csv_answers(write: Write, top: int) -> Iterator[Add]:
+def csv_writer(write: Write, top: int) -> Iterator[Add]:
     """Write predictions as CSV: path, label, probability, error, then the next classes ``label2``, ``probability2``."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -69,8 +45,8 @@ def csv_answers(write: Write, top: int) -> Iterator[Add]:
 
 
 @contextmanager
-def json_answers(write: Write, top: int = 1) -> Iterator[Add]:  # noqa: ARG001
-    """Write predictions as one JSON list, an entry a line."""
+def json_writer(write: Write, top: int = 1) -> Iterator[Add]:  # noqa: ARG001
+    """Write predictions as one JSON list, one entry per line."""
     between = "[\n"
 
     def add(prediction: Prediction) -> None:
@@ -83,36 +59,36 @@ def json_answers(write: Write, top: int = 1) -> Iterator[Add]:  # noqa: ARG001
 
 
 @contextmanager
-def json_lines_answers(write: Write, top: int = 1) -> Iterator[Add]:  # noqa: ARG001
-    """Write predictions as JSON, a document a line."""
+def json_lines_writer(write: Write, top: int = 1) -> Iterator[Add]:  # noqa: ARG001
+    """Write predictions as JSON, one document per line."""
     yield lambda prediction: write(json.dumps(prediction.to_dict(), allow_nan=False) + "\n")
 
 
-FORMATS: dict[str, Callable[[Write, int], AbstractContextManager[Add]]] = {
-    ".csv": csv_answers,
-    ".json": json_answers,
-    ".jsonl": json_lines_answers,
+WRITERS: dict[str, Callable[[Write, int], AbstractContextManager[Add]]] = {
+    ".csv": csv_writer,
+    ".json": json_writer,
+    ".jsonl": json_lines_writer,
 }
 
 
 def check_out(path: Path) -> None:
-    """Refuse a file of no known format.
+    """Refuse an output file of an unknown format.
 
     Raises:
-        UsageError: its name ends otherwise, or it is a folder.
+        UsageError: its suffix is unknown, or it is a folder.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--out {path} says no format: end it in one of {', '.join(FORMATS)}")
+    if path.suffix.lower() not in WRITERS:
+        raise UsageError(f"--out {path} has no known format: end it in one of {', '.join(WRITERS)}")
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder: name a file in it")
 
 
 @contextmanager
-def answers_file(path: Path, top: int) -> Iterator[Add]:
+def predictions_file(path: Path, top: int) -> Iterator[Add]:
     """Write predictions one by one to a file, in the format of its suffix, whole or not at all.
 
     Args:
-        path: its name.
+        path: the file.
         top: classes that are named for each image.
 
     Raises:
@@ -121,20 +97,20 @@ def answers_file(path: Path, top: int) -> Iterator[Add]:
     with replacing(path) as write_bytes:
 
         def write(text: str) -> None:
-            write_bytes(text.encode(errors="surrogateescape"))  # a file's name that is no UTF-8, as the bytes it is
+            write_bytes(text.encode(errors="surrogateescape"))  # a file name that is not UTF-8, as its bytes
 
-        with FORMATS[path.suffix.lower()](write, top) as add:
+        with WRITERS[path.suffix.lower()](write, top) as add:
             yield add
 
 
 def line(prediction: Prediction) -> str:
-    """A prediction in a line: the file, then classes with their probabilities."""
+    """A prediction in one line: the file, then classes with their probabilities."""
     found = ", ".join(f"{label} {percent(probability)}" for label, probability in prediction.top)
     return printable(f"{prediction.path}: {found}")
 
 
 def table(prediction: Prediction) -> Group:
-    """A prediction for a terminal: the file, and a bar a class."""
+    """A prediction for a terminal: the file, and one bar per class."""
     rows = Table.grid(padding=(0, 1))
     rows.add_column(no_wrap=True, overflow="ellipsis", max_width=40)
     for label, probability in prediction.top:
@@ -144,10 +120,10 @@ def table(prediction: Prediction) -> Group:
 
 
 def percent(probability: float) -> str:
-    """A probability as people read it."""
+    """A probability as a percentage."""
     return f"{100 * probability:.1f} %"
 
 
 def printable(text: str) -> str:
-    """A text that every terminal takes: bytes of a file's name that are no UTF-8 are written as such."""
+    """A text that every terminal takes: bytes of a file name that are not UTF-8 are escaped."""
     return text.encode(errors="backslashreplace").decode()

@@ -27,7 +27,8 @@ from convnext.training.distributed import SINGLE_RANK, Ranks
 from convnext.training.optimizer import adamw, learning_rate
 from convnext.training.recipe import Recipe
 from convnext.training.train_state import Loss, TrainState, classification_loss
-from convnext.weights import load_weights, resolve
+from convnext.weights import load_weights
+from convnext.weights.names import find_weights
 
 SYNC_EVERY = 10  # steps on a GPU, where a synchronization waits for the work in flight
 
@@ -315,13 +316,13 @@ def load_start(training: Training) -> tuple[str, ...]:
         return ()
     if not ranks.is_main:
         ranks.barrier()  # until rank 0 has downloaded them
-    found = resolve(recipe.weights, recipe.model)
+    path, notes = find_weights(recipe.weights, recipe.model)
     if ranks.is_main:
         ranks.barrier()
-    loaded = load_weights(state.model, found.path)
+    loaded = load_weights(state.model, path)
     if state.ema is not None:
         state.ema.set(state.model)
-    return (f"starting from {loaded.path}: {loaded.loaded} tensors", *found.notes, *loaded.notes)
+    return (f"starting from {loaded.path}: {loaded.loaded} tensors", *notes, *loaded.notes)
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:

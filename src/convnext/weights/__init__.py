@@ -3,6 +3,5 @@
 from convnext.weights.hub import fetch
 from convnext.weights.loading import Loaded, load_weights
 from convnext.weights.published import PUBLISHED, Published, at_hand
-from convnext.weights.tags import Resolved, resolve
 
-__all__ = ["PUBLISHED", "Loaded", "Published", "Resolved", "at_hand", "fetch", "load_weights", "resolve"]
+__all__ = ["PUBLISHED", "Loaded", "Published", "at_hand", "fetch", "load_weights"]

@@ -11,19 +11,19 @@ import torch
 import convnext
 from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError
-from convnext.inference.trained import open_run
+from convnext.inference.model import resolve
 from tests.conftest import MakeFolder
 from tests.runs import MakeRun
 
 
 def test_a_run_opens_with_its_best_weights(make_run: MakeRun) -> None:
     folder = make_run("digits", eval_image_size=40)
-    trained = open_run(folder)
+    trained = resolve(folder)
     assert trained.classes == tuple("0123456789")
     assert trained.preprocessing == Preprocessing.whole(40)
-    assert not trained.model.training
+    assert not trained.module.training
     best = safetensors.torch.load_file(folder / "best.safetensors")
-    assert all(torch.equal(best[name], tensor) for name, tensor in trained.model.state_dict().items())
+    assert all(torch.equal(best[name], tensor) for name, tensor in trained.module.state_dict().items())
 
 
 def test_preprocessing_goes_with_a_run(make_folder: MakeFolder, make_run: MakeRun) -> None:
@@ -33,10 +33,10 @@ def test_preprocessing_goes_with_a_run(make_folder: MakeFolder, make_run: MakeRu
         path = folder / "preprocessing.json"
         assert json.loads(path.read_text()) == expected.to_dict()
         path.unlink()
-        assert open_run(folder).preprocessing == expected  # a run of before this was recorded
+        assert resolve(folder).preprocessing == expected  # a run of before this was recorded
     changed = Preprocessing(48, 0.9, "border", "lanczos", (0.5,) * 3, (0.5,) * 3)
     (photos / "preprocessing.json").write_text(json.dumps(changed.to_dict()))
-    assert open_run(photos).preprocessing == changed
+    assert resolve(photos).preprocessing == changed
 
 
 def test_a_run_of_an_older_version_lacks_what_evaluation_does_not_need(make_run: MakeRun) -> None:
@@ -44,7 +44,7 @@ def test_a_run_of_an_older_version_lacks_what_evaluation_does_not_need(make_run:
     recipe = json.loads((folder / "recipe.json").read_text())
     del recipe["cutmix"]
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    assert open_run(folder).recipe is not None
+    assert resolve(folder).recipe is not None
 
 
 def change_recipe(folder: Path, **changes: object) -> None:
@@ -87,17 +87,17 @@ def test_what_is_wrong_with_a_run(make_run: MakeRun, damage: Callable[[Path], No
     folder = make_run("digits")
     damage(folder)
     with pytest.raises(RunError, match=message):
-        open_run(folder)
+        resolve(folder)
 
 
 def test_what_is_no_run(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("digits", name="flowers")
     with pytest.raises(UsageError, match=r"no run folder .*flower: there is .*flowers"):
-        open_run(tmp_path / "flower")
-    with pytest.raises(UsageError, match=r"is no run, it has no recipe.json"):
-        open_run(tmp_path)
+        resolve(tmp_path / "flower")
+    with pytest.raises(UsageError, match=r"recipe.json is missing"):
+        resolve(tmp_path)
     with pytest.raises(UsageError, match=r"no run folder .*: check the path"):
-        open_run(tmp_path / "no" / "where")
+        resolve(tmp_path / "no" / "where")
 
 
 @pytest.mark.parametrize("name", convnext.list_models())
