@@ -4,13 +4,18 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
 
 import convnext
 from convnext.data import load_data
+from convnext.data.preprocessing import Preprocessing
 from convnext.errors import RunError, UsageError
 from convnext.training.recipes import digits
 from tests.conftest import MakeFolder
@@ -102,6 +107,41 @@ def test_too_little_memory(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("convnext.evaluation.evaluating.evaluate_batches", too_large)
     with pytest.raises(RunError, match="batches of 64 are too large for the memory of cpu: lower --batch-size"):
         convnext.evaluate(make_run("digits"), device="cpu")
+
+
+class Colours(Dataset[Any]):
+    """Images of one colour each, as PIL images or as prepared tensors; the label is the brightest channel."""
+
+    def __init__(self, prepared: bool) -> None:
+        self.prepared = prepared
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        label = index % 3
+        if self.prepared:
+            return torch.eye(3)[label].view(3, 1, 1).expand(3, 8, 8), label
+        return Image.new("RGB", (50, 40), tuple(255 * (channel == label) for channel in range(3))), label
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_module_and_a_dataset(prepared: bool) -> None:
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # the means of the channels are the logits
+    evaluation = convnext.evaluate(module, Colours(prepared), workers=0)
+    assert (evaluation.metrics.top1, evaluation.metrics.images) == (100, 6)
+    assert (evaluation.model.classes, evaluation.data.name) == (("class 0", "class 1", "class 2"), "Colours")
+    assert json.loads(json.dumps(evaluation.to_dict()))["run"] == "Sequential"
+    named = convnext.evaluate(
+        module, Colours(prepared), classes=("r", "g", "b"), preprocessing=Preprocessing.whole(8), workers=0
+    )
+    assert named.model.classes == ("r", "g", "b")
+
+
+def test_a_run_and_a_dataset(make_run: MakeRun) -> None:
+    evaluation = convnext.evaluate(make_run("digits"), Colours(prepared=False), workers=0)
+    assert evaluation.metrics.images == 6
+    assert len(evaluation.model.classes) == 10
 
 
 def test_features_alone_are_not_evaluated(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def evaluate(
         module = model.module.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
         if precision in ("auto", "fp32"):
             count = len(images.images) // ranks.world_size
-            shape = (batch_size, *example_of(images.images, model.preprocessing).shape)
+            channels, height, width = example_of(images.images, model.preprocessing).shape
+            shape = batch_size, channels, height, width
             module = accelerate_job(module, shape, torch_device, count, saying if ranks.is_main else lambda _: None)
         try:
             with closing(batches):
