@@ -40,6 +40,7 @@ def test_images_of_memory_are_prepared_alike_in_files(tmp_path: Path, make_run: 
     run, val = make_run("digits"), load_data("digits").val
     for index in range(100):
         picture, label = val.read(index)
+        assert isinstance(picture, Image.Image)
         (tmp_path / "files" / str(label)).mkdir(parents=True, exist_ok=True)
         picture.save(tmp_path / "files" / str(label) / f"{index:03}.png")
     expected = convnext.evaluate(run).metrics.rows
