@@ -81,8 +81,8 @@ def test_occlusion_is_the_fall_of_the_probability() -> None:
 
 def by_definition(model: Any, images: Tensor, stage: int) -> Tensor:
     """Grad-CAM of one of our networks as the paper writes it, from its maps."""
-    maps = model.forward_features(images)
-    logits = model.head(model.norm(maps[-1].mean((-2, -1))))
+    last, maps = model.forward_intermediates(images)
+    logits = model.forward_head(last)
     (gradient,) = torch.autograd.grad(logits.amax(1).sum(), maps[stage])
     found = (gradient.mean((2, 3), keepdim=True) * maps[stage]).sum(1, keepdim=True).relu()
     found = F.interpolate(found, images.shape[2:], mode="bilinear")[:, 0].detach()

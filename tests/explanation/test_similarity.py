@@ -149,7 +149,7 @@ def test_its_values_are_those_of_the_blocks_outputs() -> None:
     model = convnext.create_model("roadmap_micro/resnet", num_classes=5).eval()
     found = compare(model, model, [(images, images)])
     with torch.inference_mode():
-        maps = [part.flatten(1) for part in model.forward_features(images)]  # pyright: ignore
+        maps = [part.flatten(1) for part in model.forward_intermediates(images)[1]]  # pyright: ignore
     ends = [i for i, point in enumerate(found.rows) if point.is_end]
     for (i, one), (j, other) in itertools.product(enumerate(ends), repeat=2):
         assert found.values[one, other].item() == pytest.approx(directly(maps[i], maps[j]), abs=1e-4)

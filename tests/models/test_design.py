@@ -34,7 +34,7 @@ def test_combinations_build_and_learn(every: int) -> None:
         downsampling, stage_norms = choices.pop("downsampling and stage_norms")
         design = Design(**TINY, **choices, downsampling=downsampling, stage_norms=stage_norms)
         model = DesignNetwork(design, num_classes=3, layer_scale_init_value=1.0, drop_path_rate=0)
-        assert [maps.shape[1:] for maps in model.forward_features(images)] == [
+        assert [maps.shape[1:] for maps in model.forward_intermediates(images, intermediates_only=True)] == [
             (channels, 8 >> i, 8 >> i) for i, channels in enumerate(design.widths)
         ], design
         nn.functional.cross_entropy(model(images), torch.tensor([0, 1])).backward()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import convnext
+from convnext.models import model_costs
 from convnext.models.cost import images_per_second
-from convnext.models.family import family
 
 
 def test_list_models() -> None:
@@ -109,7 +109,7 @@ def test_images_per_second_restores_the_mode() -> None:
 
 
 def test_family_rows() -> None:
-    (row,) = family("convnext_tiny")
+    (row,) = model_costs("convnext_tiny")
     assert row == {
         "name": "convnext_tiny",
         "params": 28_589_128,
@@ -118,4 +118,4 @@ def test_family_rows() -> None:
         "image_size": 224,
     }
     with pytest.raises(convnext.UsageError, match=r"did you mean .*convnext_tiny"):
-        family("convnext_tinny")
+        model_costs("convnext_tinny")

@@ -1,6 +1,7 @@
 """The roadmap: the paper's order and figures, a ResNet at its start, the published ConvNeXt at its end."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -181,12 +182,22 @@ def test_first_step_of_base_is_resnet200() -> None:
     )
 
 
+@pytest.mark.parametrize(("output_stride", "dilated"), [(16, [False, False, True]), (8, [False, True, True])])
+def test_a_dilated_resnet_is_torchvisions(output_stride: int, dilated: list[bool]) -> None:
+    ours = convnext.create_model(
+        "roadmap_micro/resnet", width=64, layer_scale_init_value=None, output_stride=output_stride
+    )
+    check_equals_resnet(ResNet(Bottleneck, [1, 1, 2, 1], replace_stride_with_dilation=dilated), ours)
+
+
 @pytest.mark.parametrize("size", ["tiny", pytest.param("base", marks=pytest.mark.slow)])
-def test_last_step_is_convnext(size: str) -> None:
+@pytest.mark.parametrize("output_stride", [32, 8])
+def test_last_step_is_convnext(size: str, output_stride: int) -> None:
     torch.manual_seed(0)
-    published = convnext.create_model(f"convnext_{size}", layer_scale_init_value=1.0, drop_path_rate=0.1)
+    options: dict[str, Any] = {"layer_scale_init_value": 1.0, "drop_path_rate": 0.1, "output_stride": output_stride}
+    published = convnext.create_model(f"convnext_{size}", **options)
     torch.manual_seed(0)
-    step = convnext.create_model(f"roadmap_{size}/separate_downsampling", layer_scale_init_value=1.0)
+    step = convnext.create_model(f"roadmap_{size}/separate_downsampling", **options)
     ours, theirs = step.state_dict(), published.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -1,5 +1,6 @@
 """Every layout: peers' own files give the peers' answers here, and go back as they were."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,8 @@ def test_sparse_convolutions_of_masked_pre_training(tmp_path: Path) -> None:
     assert opened.layout == "official, sparse under encoder"
     assert any("3 tensors of another" in note for note in opened.notes)
     assert any("no final norm" in note for note in opened.notes)
-    for ours, theirs in zip(opened.build().forward_features(IMAGES), source.forward_features(IMAGES), strict=True):  # pyright: ignore
-        assert torch.equal(ours, theirs)
+    ours, theirs = (network.forward_intermediates(IMAGES)[1] for network in (opened.build(), source))  # pyright: ignore
+    assert all(itertools.starmap(torch.equal, zip(ours, theirs, strict=True)))
 
 
 @pytest.mark.parametrize("conv_mlp", [False, True])
@@ -179,7 +180,7 @@ def test_plain_models_and_backbones_of_transformers(variant: str, tmp_path: Path
     opened = open_weights(tmp_path / "backbone")
     assert any("no final norm" in note for note in opened.notes)
     with torch.no_grad():
-        maps = opened.build().forward_features(IMAGES)  # pyright: ignore[reportCallIssue]
+        maps = opened.build().forward_intermediates(IMAGES)[1]  # pyright: ignore[reportCallIssue]
         normed = [backbone.hidden_states_norms[name](one) for name, one in zip(names, maps, strict=True)]
     for ours, theirs in zip(normed, backbone(IMAGES).feature_maps, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

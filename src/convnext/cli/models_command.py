@@ -21,13 +21,13 @@ def models(
         json: print the list as JSON on stdout.
     """
     from convnext.console import console_on
-    from convnext.models.family import family
+    from convnext.models import model_costs
     from convnext.study.study_table import family_table
     from convnext.weights.published import listing, listing_table
 
     if pretrained and image_size is not None:
         raise UsageError("published weights have an image size of their own: leave --image-size or --pretrained out")
-    rows = listing(pattern) if pretrained else family(pattern, 224 if image_size is None else image_size)
+    rows = listing(pattern) if pretrained else model_costs(pattern, 224 if image_size is None else image_size)
     if json:
         print_json(rows)
     else:

@@ -7,8 +7,8 @@ Sources: arXiv 2201.03545 (V1 and isotropic), arXiv 2301.00808 (V2).
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
@@ -19,13 +19,16 @@ from convnext.models.layers import (
     LayerNorm,
     LayerNorm2d,
     PatchConv2d,
+    Stage,
     classifier_head,
+    downsampling_convolution,
     drop_path_rates,
     init_weights,
     layer_scale,
     to_nchw,
     to_nhwc,
 )
+from convnext.models.protocol import Network
 
 STEM_KERNELS = {4: 4, 2: 2, 1: 3}  # stride -> kernel: patches that do not overlap, but a 1x1 patch would see one pixel
 
@@ -43,9 +46,10 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
         grn: bool = False,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.dwconv = DepthwiseConv2d(dim, kernel_size)
+        self.dwconv = DepthwiseConv2d(dim, kernel_size, dilation=dilation)
         self.norm = LayerNorm(dim)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.act = nn.GELU()
@@ -69,50 +73,89 @@ class Block(nn.Module):
         return shortcut + self.drop_path(x)
 
 
-class StagedNetwork(nn.Module):
+class StageLayout(NamedTuple):
+    """A stage's place in the pyramid of feature maps.
+
+    Attributes:
+        stride: of the downsampling before the stage; 1 where the output stride is reached.
+        first_dilation: of that downsampling.
+        dilation: of the stage's spatial convolutions.
+        reduction: the stride of its feature map in pixels of the image.
+    """
+
+    stride: int
+    first_dilation: int
+    dilation: int
+    reduction: int
+
+
+def stage_layouts(stem_stride: int, output_stride: int) -> list[StageLayout]:
+    """The four stages, each of stride 2 after the first; those past ``output_stride`` dilate instead.
+
+    Raises:
+        UsageError: the output stride is another than 8, 16 or 32.
+    """
+    if output_stride not in (8, 16, 32):
+        raise UsageError(f"output_stride is {output_stride}, needs 32, 16 or 8")
+    layouts = [StageLayout(stride=1, first_dilation=1, dilation=1, reduction=stem_stride)]
+    for _ in range(3):
+        *_, dilation, reduction = layouts[-1]
+        stride = 2 if reduction < output_stride else 1
+        layouts.append(StageLayout(stride, dilation, dilation * (3 - stride), reduction * stride))
+    return layouts
+
+
+class StagedNetwork(Network):
     """Four downsampling layers and four stages in turn, then pooling, norm and head.
 
     Args:
         downsample_layers: the stem and what stands before stages 2, 3 and 4.
         stages: the four stages.
-        norm: the norm behind global average pooling, over (N, C).
+        norm: the norm after global average pooling, over (N, C).
         head: the classifier, (N, C) to (N, num_classes).
-        stem_stride: the stem's stride; the network's is 8 times as large.
+        in_chans: channels of the images.
+        num_classes: 0 without a classifier.
+        dims: channels of the stages' feature maps.
+        layouts: their places.
     """
+
+    downsample_layers: nn.ModuleList
+    stages: nn.ModuleList
 
     def __init__(
         self,
         downsample_layers: Iterable[nn.Module],
-        stages: Iterable[nn.Module],
+        stages: Iterable[Stage],
         norm: nn.Module,
         head: nn.Module,
-        stem_stride: int,
+        *,
+        in_chans: int,
+        num_classes: int,
+        dims: Sequence[int],
+        layouts: Sequence[StageLayout],
     ) -> None:
-        super().__init__()
+        features = [
+            {"num_chs": dim, "reduction": layout.reduction, "module": f"stages.{i}"}
+            for i, (dim, layout) in enumerate(zip(dims, layouts, strict=True))
+        ]
+        super().__init__(in_chans, num_classes, features, smallest_image=layouts[-1].reduction)
         self.downsample_layers = nn.ModuleList(downsample_layers)
         self.stages = nn.ModuleList(stages)
         self.norm = norm
         self.head = head
-        self.smallest_image = 8 * stem_stride
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Images (N, in_chans, H, W) to the four stages' maps, strides 4, 8, 16 and 32 behind a stem of stride 4.
+    def forward_stage(self, index: int, x: Tensor) -> Tensor:
+        return self.stages[index](self.downsample_layers[index](x))
 
-        Raises:
-            UsageError: the image is smaller than the network's stride.
-        """
-        check_image_size(x, self.smallest_image)
-        x = x.contiguous(memory_format=torch.channels_last)
-        maps = []
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
-            maps.append(x)
-        return maps
+    def drop_stages(self, count: int) -> None:
+        self.downsample_layers = self.downsample_layers[:count]
+        self.stages = self.stages[:count]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) to logits (N, num_classes), or to features (N, C) without a head."""
-        x = self.forward_features(x)[-1].mean((-2, -1))
-        return self.head(self.norm(x))
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        if coarse:
+            return {"stem": r"^downsample_layers\.0", "blocks": r"^(?:downsample_layers|stages)\.(\d+)"}
+        downsampling, block = r"^downsample_layers\.(\d+)", r"^stages\.(\d+)\.(\d+)"
+        return {"stem": r"^downsample_layers\.0", "blocks": [(downsampling, (0,)), (block, None)]}
 
 
 class ConvNeXt(StagedNetwork):
@@ -129,6 +172,7 @@ class ConvNeXt(StagedNetwork):
         kernel_size: of the depthwise convolutions; odd.
         grn: True for V2's global response norm in each block.
         stem_stride: 4, or for small images 2 (2x2 patches) or 1 (a 3x3 convolution).
+        output_stride: 32, or for larger feature maps 16 or 8: later stages dilate rather than stride.
     """
 
     def __init__(
@@ -143,32 +187,37 @@ class ConvNeXt(StagedNetwork):
         kernel_size: int = 7,
         grn: bool = False,
         stem_stride: int = 4,
+        output_stride: int = 32,
     ) -> None:
         check_options(num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
         check_kernel_size(kernel_size)
         check_stages(depths=depths, dims=dims)
         stem = patchify(in_chans, dims[0], stem_stride)
         downsample_layers = [nn.Sequential(stem, LayerNorm2d(dims[0]))]
-        for before, after in pairwise(dims):
-            downsample_layers.append(nn.Sequential(LayerNorm2d(before), PatchConv2d(before, after, 2)))
+        layouts = stage_layouts(stem_stride, output_stride)
+        for (before, after), layout in zip(pairwise(dims), layouts[1:], strict=True):
+            convolution = downsampling_convolution(before, after, layout.stride, layout.first_dilation)
+            downsample_layers.append(nn.Sequential(LayerNorm2d(before), convolution))
         block = partial(Block, kernel_size=kernel_size, layer_scale_init_value=layer_scale_init_value, grn=grn)
         stages = [
-            nn.Sequential(*(block(dim, drop_path=rate) for rate in rates))
-            for dim, rates in zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)
+            Stage(*(block(dim, drop_path=rate, dilation=layout.dilation) for rate in rates))
+            for dim, rates, layout in zip(dims, drop_path_rates(drop_path_rate, depths), layouts, strict=True)
         ]
+        norm = nn.LayerNorm(dims[-1], eps=1e-6)
         head = classifier_head(dims[-1], num_classes, head_init_scale)
-        super().__init__(downsample_layers, stages, nn.LayerNorm(dims[-1], eps=1e-6), head, stem_stride)
+        sizes: dict[str, Any] = {"in_chans": in_chans, "num_classes": num_classes, "dims": dims, "layouts": layouts}
+        super().__init__(downsample_layers, stages, norm, head, **sizes)
         self.downsample_layers.apply(init_weights)
         self.stages.apply(init_weights)
 
 
-class IsotropicConvNeXt(nn.Module):
+class IsotropicConvNeXt(Network):
     """ConvNeXt without stages, as a vision transformer is built: 16x16 patches, then blocks of one width.
 
-    Its ``forward_features`` gives the maps behind each quarter of the blocks, all of stride 16.
+    Its four feature maps are those after each quarter of the blocks, all of stride 16.
     """
 
-    smallest_image = 32
+    blocks: Stage
 
     def __init__(
         self,
@@ -180,34 +229,37 @@ class IsotropicConvNeXt(nn.Module):
         layer_scale_init_value: float | None = None,
         head_init_scale: float = 1.0,
         kernel_size: int = 7,
+        output_stride: int = 16,
     ) -> None:
-        super().__init__()
         check_options(num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
         check_kernel_size(kernel_size)
+        if output_stride not in (16, 32):
+            raise UsageError(f"output_stride is {output_stride}, needs 16: an isotropic network has no other stride")
+        ends = [max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)]  # blocks up to each feature map
+        features = [{"num_chs": dim, "reduction": 16, "module": f"blocks.{end - 1}"} for end in ends]
+        super().__init__(in_chans, num_classes, features, smallest_image=32)
+        self.ends = ends
         (rates,) = drop_path_rates(drop_path_rate, (depth,))
         self.stem = PatchConv2d(in_chans, dim, 16)
-        self.blocks = nn.Sequential(*(Block(dim, kernel_size, rate, layer_scale_init_value) for rate in rates))
+        self.blocks = Stage(*(Block(dim, kernel_size, rate, layer_scale_init_value) for rate in rates))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.stem.apply(init_weights)
         self.blocks.apply(init_weights)
         self.head = classifier_head(dim, num_classes, head_init_scale)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Images (N, in_chans, H, W) to four maps (N, dim, H / 16, W / 16)."""
-        check_image_size(x, self.smallest_image)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        quarters = [round(len(self.blocks) * i / 4) for i in (1, 2, 3, 4)]
-        maps = []
-        for i, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            if i in quarters:
-                maps.append(x)
-        return maps
+    def forward_stage(self, index: int, x: Tensor) -> Tensor:
+        if index == 0:
+            x = self.stem(x)
+        first = self.ends[index - 1] if index else 0
+        for block in list(self.blocks)[first : self.ends[index]]:
+            x = self.blocks.run(block, x)
+        return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, in_chans, H, W) to logits (N, num_classes), or to features (N, dim) without a head."""
-        x = self.forward_features(x)[-1].mean((-2, -1))
-        return self.head(self.norm(x))
+    def drop_stages(self, count: int) -> None:
+        self.blocks = Stage(*self.blocks[: self.ends[count - 1]])
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002
+        return {"stem": r"^stem", "blocks": r"^blocks\.(\d+)"}
 
 
 def patchify(in_chans: int, dim: int, stride: int, bias: bool = True) -> nn.Conv2d:
@@ -218,20 +270,6 @@ def patchify(in_chans: int, dim: int, stride: int, bias: bool = True) -> nn.Conv
     if kernel_size == stride:
         return PatchConv2d(in_chans, dim, stride, bias)
     return nn.Conv2d(in_chans, dim, kernel_size, stride, padding=(kernel_size - stride) // 2, bias=bias)
-
-
-def check_image_size(x: Tensor, smallest: int) -> None:
-    """Refuse what is no batch of images (N, C, H, W), and images that the strides would reduce to nothing."""
-    if x.ndim != 4:
-        raise UsageError(
-            f"a batch of images (N, C, H, W) is needed, {tuple(x.shape)} arrived: image[None] for a single one"
-        )
-    height, width = x.shape[-2:]
-    if min(height, width) < smallest:
-        raise UsageError(
-            f"image size {height}x{width} is too small for this network (needs at least {smallest}x{smallest}): "
-            f"resize the images (--image-size {smallest} or more)"
-        )
 
 
 def check_options(*, num_classes: int, in_chans: int, drop_path_rate: float) -> None:

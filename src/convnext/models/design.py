@@ -8,20 +8,28 @@ absorb it.
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
-from convnext.models.convnext import StagedNetwork, check_kernel_size, check_options, patchify
+from convnext.models.convnext import (
+    StagedNetwork,
+    StageLayout,
+    check_kernel_size,
+    check_options,
+    patchify,
+    stage_layouts,
+)
 from convnext.models.layers import (
     DepthwiseConv2d,
     DropPath,
     GELU2d,
     LayerNorm2d,
-    PatchConv2d,
     PointwiseLinear,
+    Stage,
     classifier_head,
+    downsampling_convolution,
     drop_path_rates,
     init_weights,
     layer_scale,
@@ -126,6 +134,7 @@ class DesignBlock(nn.Module):
         stride: int,
         drop_path: float,
         layer_scale_init_value: float | None,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         narrow = design.bottleneck == "narrow"
@@ -137,7 +146,7 @@ class DesignBlock(nn.Module):
         bias = bias_before_norm or not every_norm
 
         self.prenorm = norm2d(design, in_channels) if design.norms == 2 else nn.Identity()
-        self.dwconv = spatial_convolution(design, spatial, stride, bias_before_norm)
+        self.dwconv = spatial_convolution(design, spatial, stride, bias_before_norm, dilation)
         self.norm = norm2d(design, spatial)
         self.spatial_act = activation(design) if design.activations > 1 or not self.spatial_first else nn.Identity()
         self.pwconv1 = pointwise(design, spatial if self.spatial_first else in_channels, hidden, bias)
@@ -188,6 +197,7 @@ class DesignNetwork(StagedNetwork):
         layer_scale_init_value: initial value of the scale on each residual branch; None or 0 for none. The paper's
             recipe trains every step of its roadmap with it.
         head_init_scale: factor on the classifier's initial weights.
+        output_stride: 32, or for larger feature maps 16 or 8: later stages dilate rather than stride.
     """
 
     def __init__(
@@ -199,29 +209,32 @@ class DesignNetwork(StagedNetwork):
         drop_path_rate: float = 0.1,
         layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
+        output_stride: int = 32,
     ) -> None:
         check_options(num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
         separate = design.downsampling == "separate"
         widths = design.widths
         stem_width = widths[0] if separate else design.width
+        layouts = stage_layouts(design.stem_stride, output_stride)
         downsample_layers: list[nn.Module] = [stem(design, in_chans, stem_width)]
-        for before, after in pairwise(widths):
-            downsample_layers.append(downsampling(design, before, after) if separate else nn.Identity())
+        for (before, after), layout in zip(pairwise(widths), layouts[1:], strict=True):
+            downsample_layers.append(downsampling(design, before, after, layout) if separate else nn.Identity())
 
         entering = widths if separate else (stem_width, *widths[:3])
         stages = []
-        for i, rates in enumerate(drop_path_rates(drop_path_rate, design.depths)):
-            stride = 1 if separate or i == 0 else 2
+        for i, (rates, layout) in enumerate(zip(drop_path_rates(drop_path_rate, design.depths), layouts, strict=True)):
+            stride, dilation = (1, layout.dilation) if separate else (layout.stride, layout.first_dilation)
             block = partial(DesignBlock, design, out_channels=widths[i], layer_scale_init_value=layer_scale_init_value)
-            blocks = [block(entering[i], stride=stride, drop_path=rates[0])]
-            blocks += [block(widths[i], stride=1, drop_path=rate) for rate in rates[1:]]
-            stages.append(nn.Sequential(*blocks))
+            blocks = [block(entering[i], stride=stride, drop_path=rates[0], dilation=dilation)]
+            blocks += [block(widths[i], stride=1, drop_path=rate, dilation=layout.dilation) for rate in rates[1:]]
+            stages.append(Stage(*blocks))
 
         norm = nn.Identity()
         if design.stage_norms:
             norm = nn.LayerNorm(widths[-1], eps=1e-6) if design.norm == "layer" else nn.BatchNorm1d(widths[-1])
         head = classifier_head(widths[-1], num_classes, head_init_scale)
-        super().__init__(downsample_layers, stages, norm, head, design.stem_stride)
+        sizes: dict[str, Any] = {"in_chans": in_chans, "num_classes": num_classes, "dims": widths, "layouts": layouts}
+        super().__init__(downsample_layers, stages, norm, head, **sizes)
         self.design = design
         self.downsample_layers.apply(init_weights)
         self.stages.apply(init_weights)
@@ -237,17 +250,19 @@ def stem(design: Design, in_chans: int, width: int) -> nn.Sequential:
     return nn.Sequential(convolution, norm2d(design, width), activation(design), nn.MaxPool2d(3, 2, padding=1))
 
 
-def downsampling(design: Design, in_channels: int, out_channels: int) -> nn.Sequential:
-    """A 2x2/2 convolution between two stages, behind a norm where the design has stage norms."""
+def downsampling(design: Design, in_channels: int, out_channels: int, layout: StageLayout) -> nn.Sequential:
+    """A 2x2/2 convolution between two stages, after a norm where the design has stage norms."""
     norm = norm2d(design, in_channels) if design.stage_norms else nn.Identity()
-    return nn.Sequential(norm, PatchConv2d(in_channels, out_channels, 2))
+    convolution = downsampling_convolution(in_channels, out_channels, layout.stride, layout.first_dilation)
+    return nn.Sequential(norm, convolution)
 
 
-def spatial_convolution(design: Design, channels: int, stride: int, bias: bool) -> nn.Conv2d:
+def spatial_convolution(design: Design, channels: int, stride: int, bias: bool, dilation: int) -> nn.Conv2d:
     """The block's convolution over positions, (N, channels, H, W) to (N, channels, H / stride, W / stride)."""
     if design.depthwise:
-        return DepthwiseConv2d(channels, design.kernel_size, bias, stride)
-    return nn.Conv2d(channels, channels, design.kernel_size, stride, design.kernel_size // 2, bias=bias)
+        return DepthwiseConv2d(channels, design.kernel_size, bias, stride, dilation)
+    padding = dilation * (design.kernel_size // 2)
+    return nn.Conv2d(channels, channels, design.kernel_size, stride, padding, dilation, bias=bias)
 
 
 def norm2d(design: Design, channels: int) -> nn.Module:

@@ -3,10 +3,14 @@
 Maps are (N, C, H, W), kept in channels_last memory, so that the (N, H, W, C) views taken here cost no copy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 
 def to_nhwc(x: Tensor) -> Tensor:
@@ -43,9 +47,9 @@ class PointwiseLinear(nn.Linear):
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution of odd size, (N, C, H, W) to (N, C, H / stride, W / stride)."""
 
-    def __init__(self, channels: int, kernel_size: int, bias: bool = True, stride: int = 1) -> None:
-        padding = kernel_size // 2
-        super().__init__(channels, channels, kernel_size, stride, padding, groups=channels, bias=bias)
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True, stride: int = 1, dilation: int = 1) -> None:
+        padding = dilation * (kernel_size // 2)
+        super().__init__(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=bias)
 
 
 class PatchConv2d(nn.Conv2d):
@@ -53,6 +57,14 @@ class PatchConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, patch_size: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, patch_size, patch_size, bias=bias)
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution of stride 1 that keeps the size: zeros on all sides, one more on the right and below if odd."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        total = self.dilation[0] * (self.kernel_size[0] - 1)
+        return super().forward(F.pad(input, (total // 2, total - total // 2) * 2))
 
 
 class GELU2d(nn.GELU):
@@ -100,6 +112,49 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
+
+
+class Stage(nn.Sequential):
+    """Blocks in order.
+
+    With ``grad_checkpointing`` only the input of each block is saved for the backward pass, which recomputes the block.
+    """
+
+    grad_checkpointing = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        for block in self:
+            input = self.run(block, input)
+        return input
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Compute one block."""
+        if not self.grad_checkpointing or not torch.is_grad_enabled():
+            return block(x)
+        if torch.compiler.is_compiling() or not any(isinstance(module, _BatchNorm) for module in block.modules()):
+            return checkpoint(block, x, use_reentrant=False)
+        return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_batch_norm(block)))
+
+
+@contextmanager
+def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Freeze BatchNorm's running statistics, which a recomputed block would update a second time."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def downsampling_convolution(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
+    """The 2x2 convolution between two stages: of stride 2, or of stride 1 and dilated where the size is kept."""
+    if stride == 2:
+        return PatchConv2d(in_channels, out_channels, 2)
+    return Conv2dSame(in_channels, out_channels, 2, dilation=dilation)
 
 
 def layer_scale(dim: int, init_value: float | None) -> nn.Parameter | None:

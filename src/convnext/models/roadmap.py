@@ -4,7 +4,7 @@ Source: arXiv 2201.03545, section 2; figures: its tables 10 (ResNet-50 regime) a
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from convnext.errors import unknown_name
 from convnext.models.design import Design
@@ -45,19 +45,121 @@ class Step:
     paper: PaperFigures
 
 
-@dataclass(frozen=True)
-class Regime:
-    """The size at which the path is walked: where it starts, and what ``stage_ratio`` and ``width`` set."""
+class Change(NamedTuple):
+    """A row of the roadmap: what one step changes.
 
-    start: dict[str, Any]
-    stage_ratio: dict[str, Any]
-    width: int
+    Attributes:
+        key: the step's name.
+        title: the change in a few words.
+        section: where the paper has it.
+        text: the change in a sentence.
+        choices: fields of :class:`Design`, for every regime; :data:`REGIMES` has the others.
+        before: key of the step that is changed; None for the last kept one.
+        kept: True if the path continues from this step.
+    """
+
+    key: str
+    title: str
+    section: str
+    text: str
+    choices: dict[str, Any]
+    before: str | None = None
+    kept: bool = True
 
 
-REGIMES = {
-    "micro": Regime({"depths": (1, 1, 2, 1), "width": 16}, {"depths": (1, 1, 3, 1)}, width=24),
-    "tiny": Regime({"depths": (3, 4, 6, 3), "width": 64}, {"depths": (3, 3, 9, 3)}, width=96),
-    "base": Regime({"depths": (3, 24, 36, 3), "width": 64}, {"depths": (3, 3, 27, 3), "width": 84}, width=128),
+def kernel(size: int, *, kept: bool = False) -> Change:
+    """A row of the sweep over kernel sizes, all of which change the same step."""
+    outcome = "the paper keeps this one" if kept else "a side branch of the sweep"
+    text = f"The depthwise kernel grows from 3x3 to {size}x{size}; {outcome}."
+    choices = {"kernel_size": size}
+    return Change(f"kernel_{size}", f"Kernel {size}x{size}", "2.5", text, choices, "move_up_depthwise", kept)
+
+
+CHANGES = (
+    Change(
+        "resnet",
+        "ResNet",
+        "2.1",
+        "The starting point: a ResNet with bottleneck blocks (stride on the 3x3), trained with the modern recipe.",
+        {},
+    ),
+    Change(
+        "stage_ratio",
+        "Stage ratio",
+        "2.2",
+        "Move blocks towards the third stage: a compute ratio of 1:1:3:1 (1:1:9:1 in the larger networks), as in Swin.",
+        {},
+    ),
+    Change(
+        "patchify_stem",
+        "Patchify stem",
+        "2.2",
+        "One 4x4 convolution of stride 4 in place of the 7x7 convolution and the max-pool.",
+        {"stem": "patchify"},
+    ),
+    Change(
+        "depthwise",
+        "Depthwise convolution",
+        "2.3",
+        "The 3x3 convolution works on each channel alone: far fewer multiply-accumulates, less capacity.",
+        {"depthwise": True},
+    ),
+    Change("width", "Wider", "2.3", "Spend what that saved on width, up to Swin's number of channels.", {}),
+    Change(
+        "inverted_bottleneck",
+        "Inverted bottleneck",
+        "2.4",
+        "Narrow - wide - narrow, four times as wide inside, as in a transformer's MLP and MobileNetV2.",
+        {"bottleneck": "inverted"},
+    ),
+    Change(
+        "move_up_depthwise",
+        "Depthwise first",
+        "2.5",
+        "The depthwise convolution moves up before the 1x1 layers, where there are fewer channels, as attention stands "
+        "before the MLP.",
+        {"block_order": "spatial_first"},
+    ),
+    kernel(5),
+    kernel(7, kept=True),
+    kernel(9),
+    kernel(11),
+    Change("gelu", "ReLU to GELU", "2.6", "GELU in place of ReLU.", {"activation": "gelu"}),
+    Change(
+        "fewer_activations",
+        "Fewer activations",
+        "2.6",
+        "One activation a block, between the two 1x1 layers.",
+        {"activations": 1},
+    ),
+    Change("fewer_norms", "Fewer norms", "2.6", "One norm a block, before the first 1x1 layer.", {"norms": 1}),
+    Change("layer_norm", "BatchNorm to LayerNorm", "2.6", "LayerNorm in place of BatchNorm.", {"norm": "layer"}),
+    Change(
+        "separate_downsampling",
+        "Separate downsampling",
+        "2.6",
+        "2x2 convolutions of stride 2 between the stages, with the norms that keep training stable. This is ConvNeXt.",
+        {"downsampling": "separate", "stage_norms": True},
+    ),
+)
+
+# The sizes at which the path is walked: the choices of three steps that depend on the regime.
+REGIMES: dict[str, dict[str, dict[str, Any]]] = {
+    "micro": {
+        "resnet": {"depths": (1, 1, 2, 1), "width": 16},
+        "stage_ratio": {"depths": (1, 1, 3, 1)},
+        "width": {"width": 24},
+    },
+    "tiny": {
+        "resnet": {"depths": (3, 4, 6, 3), "width": 64},
+        "stage_ratio": {"depths": (3, 3, 9, 3)},
+        "width": {"width": 96},
+    },
+    "base": {
+        "resnet": {"depths": (3, 24, 36, 3), "width": 64},
+        "stage_ratio": {"depths": (3, 3, 27, 3), "width": 84},
+        "width": {"width": 128},
+    },
 }
 
 # The paper's figures, a line a step: ResNet-50 regime (top-1, deviation, GMACs), ResNet-200 regime (top-1, GMACs).
@@ -93,97 +195,20 @@ def roadmap(regime: str = "tiny") -> tuple[Step, ...]:
 
     Args:
         regime: ``tiny`` (ResNet-50 to ConvNeXt-T), ``base`` (ResNet-200 to ConvNeXt-B) or ``micro`` (the same path at
-            a depth and width that two processor cores train in seconds).
+            a depth and width that two CPU cores train in seconds).
     """
     if regime not in REGIMES:
         raise unknown_name("regime", regime, REGIMES)
-    size = REGIMES[regime]
-    steps: list[Step] = []
-
-    def step(
-        key: str, title: str, section: str, sentence: str, after: Step | None = None, kept: bool = True, **change: Any
-    ) -> Step:
-        before = after or next((step for step in reversed(steps) if step.kept), None)
-        design = replace(before.design, **change) if before else Design(**change)
-        before_key = before.key if before else None
-        steps.append(Step(key, title, sentence, section, before_key, design, kept, paper_figures(regime, key)))
-        return steps[-1]
-
-    step(
-        "resnet",
-        "ResNet",
-        "2.1",
-        "The starting point: a ResNet with bottleneck blocks (stride on the 3x3), trained with the modern recipe.",
-        **size.start,
-    )
-    step(
-        "stage_ratio",
-        "Stage ratio",
-        "2.2",
-        "Move blocks towards the third stage: a compute ratio of 1:1:3:1 (1:1:9:1 in the larger networks), as in Swin.",
-        **size.stage_ratio,
-    )
-    step(
-        "patchify_stem",
-        "Patchify stem",
-        "2.2",
-        "One 4x4 convolution of stride 4 in place of the 7x7 convolution and the max-pool.",
-        stem="patchify",
-    )
-    step(
-        "depthwise",
-        "Depthwise convolution",
-        "2.3",
-        "The 3x3 convolution works on each channel alone: far fewer multiply-accumulates, less capacity.",
-        depthwise=True,
-    )
-    step("width", "Wider", "2.3", "Spend what that saved on width, up to Swin's number of channels.", width=size.width)
-    step(
-        "inverted_bottleneck",
-        "Inverted bottleneck",
-        "2.4",
-        "Narrow - wide - narrow, four times as wide inside, as in a transformer's MLP and MobileNetV2.",
-        bottleneck="inverted",
-    )
-    kernel_3 = step(
-        "move_up_depthwise",
-        "Depthwise first",
-        "2.5",
-        "The depthwise convolution moves up before the 1x1 layers, where there are fewer channels, as attention stands "
-        "before the MLP.",
-        block_order="spatial_first",
-    )
-    for kernel_size in (5, 7, 9, 11):
-        kept = kernel_size == 7
-        step(
-            f"kernel_{kernel_size}",
-            f"Kernel {kernel_size}x{kernel_size}",
-            "2.5",
-            f"The depthwise kernel grows from 3x3 to {kernel_size}x{kernel_size}"
-            + ("; the paper keeps this one." if kept else "; a side branch of the sweep."),
-            after=kernel_3,
-            kept=kept,
-            kernel_size=kernel_size,
-        )
-    step("gelu", "ReLU to GELU", "2.6", "GELU in place of ReLU.", activation="gelu")
-    step(
-        "fewer_activations",
-        "Fewer activations",
-        "2.6",
-        "One activation a block, between the two 1x1 layers.",
-        activations=1,
-    )
-    step("fewer_norms", "Fewer norms", "2.6", "One norm a block, before the first 1x1 layer.", norms=1)
-    step("layer_norm", "BatchNorm to LayerNorm", "2.6", "LayerNorm in place of BatchNorm.", norm="layer")
-    step(
-        "separate_downsampling",
-        "Separate downsampling",
-        "2.6",
-        "2x2 convolutions of stride 2 between the stages, with the norms that keep training stable. This is ConvNeXt.",
-        downsampling="separate",
-        stage_norms=True,
-    )
-    return tuple(steps)
+    steps: dict[str, Step] = {}
+    last: str | None = None
+    for row in CHANGES:
+        before = row.before or last
+        choices = row.choices | REGIMES[regime].get(row.key, {})
+        design = replace(steps[before].design, **choices) if before else Design(**choices)
+        paper = paper_figures(regime, row.key)
+        steps[row.key] = Step(row.key, row.title, row.text, row.section, before, design, row.kept, paper)
+        last = row.key if row.kept else last
+    return tuple(steps.values())
 
 
 def paper_figures(regime: str, key: str) -> PaperFigures:

@@ -98,7 +98,7 @@ def paper_figures(paper: dict[str, Any]) -> tuple[str, str]:
 
 
 def family_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of :func:`convnext.models.family.family` for a terminal."""
+    """The rows of :func:`convnext.models.model_costs` for a terminal."""
     table = Table(title=f"one image of {rows[0]['image_size']} px, 1000 classes")
     table.add_column("model")
     for name in ("params", "MACs", "activations"):

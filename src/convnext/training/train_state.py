@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from convnext.training.blocks import frozen_batch_norm
+from convnext.models.layers import frozen_batch_norm
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (N, classes) and targets (N,) or (N, classes): the batch's mean
 

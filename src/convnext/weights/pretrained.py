@@ -1,6 +1,7 @@
 """A network by name, with published weights where they are asked for."""
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -19,7 +20,14 @@ OTHER_NAMES = {
 }
 
 
-def create_model(name: str | Design, *, pretrained: str | bool | None = None, **options: Any) -> nn.Module:
+def create_model(
+    name: str | Design,
+    *,
+    pretrained: str | bool | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    **options: Any,
+) -> nn.Module:
     """Build a network, in training mode: with freshly initialised weights, or with published ones.
 
     Args:
@@ -28,13 +36,13 @@ def create_model(name: str | Design, *, pretrained: str | bool | None = None, **
         pretrained: a tag of the authors' published weights of the network, as ``convnext models --pretrained`` lists
             them: ``in1k``, ``in22k``, ``in22k_in1k`` (with ``_384``, ``_512`` for larger images), ``fcmae``. True for
             the ImageNet-1K classifier at 224 px with the highest accuracy in the paper. They are downloaded once.
-        options: ``num_classes`` (1000, or those of the published weights; 0 for features), ``in_chans`` (3),
-            ``drop_path_rate``, ``layer_scale_init_value``, ``head_init_scale``, and for the family those of
-            :class:`ConvNeXt`. Steps of the roadmap take every field of :class:`Design` as well. References take
-            ``num_classes``, ``image_size``, and those of timm ``in_chans`` and ``drop_path_rate``.
+        features_only: build a backbone, whose output is a list of feature maps.
+        out_indices: the feature maps of a backbone; None for all four.
+        options: arguments of the model's constructor, as in :func:`convnext.models.create_model`; ``num_classes`` is
+            1000, or that of the published weights.
 
     Returns:
-        A module from images (N, in_chans, H, W) to logits (N, num_classes).
+        A module from images (N, in_chans, H, W) to logits (N, num_classes), or to a list of feature maps.
 
     Warns:
         LicenceWarning: the weights are not for commercial use; once a process.
@@ -46,9 +54,10 @@ def create_model(name: str | Design, *, pretrained: str | bool | None = None, **
         RunError: the weights cannot be downloaded (the message says what to put where), or are damaged.
     """
     if pretrained is None or pretrained is False:
-        return models.create_model(name, **options)
+        return models.create_model(name, features_only=features_only, out_indices=out_indices, **options)
     row = checkpoint(name, pretrained)
-    model = models.create_model(row.variant, **({"num_classes": row.classes} | options))
+    arguments: dict[str, Any] = {"num_classes": row.classes} | options
+    model = models.create_model(row.variant, **arguments)
     if any(tensor.is_meta for tensor in model.parameters()):
         raise UsageError(
             "published weights need a device that holds values, and this network is on the meta device: leave "
@@ -59,7 +68,7 @@ def create_model(name: str | Design, *, pretrained: str | bool | None = None, **
         warn_once(note, LicenceWarning)
     for note in loaded.notes:
         warn_once(note, WeightsWarning)
-    return model
+    return models.as_backbone(model, out_indices) if features_only else model
 
 
 def checkpoint(name: str | Design, pretrained: str | Literal[True]) -> Published:

@@ -260,7 +260,7 @@ def test_recomputed_activations() -> None:
     plain, fused = (trained(FAMILY["v1"]) for _ in range(2))
     fuse(fused)
     assert list(blocks(fused)) == list(blocks(plain))
-    checkpoint_blocks(plain)
+    plain.get_submodule("stages.0.0").forward = lambda x: x
     assert fuse(plain).left["stages.0.0"] == "its forward was replaced"
 
 

@@ -18,8 +18,9 @@ from convnext.acceleration.cpu.inference_kernels import (
     rounded_weight,
     stem,
 )
-from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt, check_image_size
+from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
 from convnext.models.layers import PatchConv2d
+from convnext.models.protocol import check_image_size
 
 IMAGES = 4  # at a time, or two a thread: the maps between two layers stay in the third-level cache
 
