@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from convnext.models.convnext import VARIANTS, ConvNeXt
+from convnext.weights.layouts import SPARSE
 from convnext.weights.saving import LayoutName, convert
 from convnext.weights.weights_file import open_weights
 
@@ -171,11 +171,13 @@ PEERS = (
 )
 
 
-def official_form(weights: dict[str, Tensor], path: Path) -> Path:
-    """Weights as the authors publish them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(weights, path)
-    else:
-        torch.save({"model": weights}, path)
-    return path
+def to_sparse(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The layout of sparse masked pre-training, whose kernels list their positions along one axis, the column first."""
+    sparse = SPARSE.from_official(weights)
+    for name, tensor in sparse.items():
+        if name.endswith(".kernel"):
+            positions = tensor.squeeze(1).permute(1, 2, 0) if tensor.shape[1] == 1 else tensor.permute(2, 3, 1, 0)
+            sparse[name] = positions.transpose(0, 1).flatten(0, 1).contiguous()
+        elif "grn" in name or name.endswith(("dwconv.bias", ".1.bias")):
+            sparse[name] = tensor.reshape(1, -1)
+    return sparse

@@ -13,9 +13,10 @@ import convnext
 from convnext.errors import UsageError
 from convnext.models.convnext import VARIANTS, IsotropicConvNeXt
 from convnext.weights.layouts import LAYOUTS, SPARSE, TORCHVISION, to_official
+from convnext.weights.loading import reshaped
 from convnext.weights.shapes import architecture_of
 from convnext.weights.weights_file import open_weights
-from tests.weights.peers import PEERS, STAGED, Peer, build_transformers, logits, randomize, round_trip, tiny
+from tests.weights.peers import PEERS, STAGED, Peer, build_transformers, logits, randomize, round_trip, tiny, to_sparse
 
 SMALL = ("convnext_atto", "convnextv2_atto")  # and torchvision's smallest, for the suite that runs often
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
@@ -56,13 +57,13 @@ def test_rules_go_both_ways(layout: Any) -> None:
     weights = randomize(model).state_dict()
     if "DINOv3" in layout.name:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-    theirs = layout.from_official(weights)
+    theirs = to_sparse(weights) if layout is SPARSE else layout.from_official(weights)
     assert len(theirs) == len(weights)
     found = to_official(theirs)
     assert found is not None
     assert (found.layout, found.unused) == (layout.name, ())
     assert found.weights.keys() == weights.keys()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in found.weights.items())
+    assert all(torch.equal(reshaped(tensor, weights[name]), weights[name]) for name, tensor in found.weights.items())
 
 
 @pytest.mark.parametrize("variant", ["convnext_atto", "convnext_isotropic_small", "convnextv2_atto"])
@@ -92,7 +93,7 @@ def test_sparse_convolutions_of_masked_pre_training(tmp_path: Path) -> None:
     """The kernel of a sparse convolution lists its places along one axis, the column before the row."""
     source = tiny(grn=True, num_classes=0)
     dense = {name: tensor for name, tensor in source.state_dict().items() if not name.startswith("norm.")}
-    sparse = {f"encoder.{name}": tensor for name, tensor in SPARSE.from_official(dense).items()}
+    sparse = {f"encoder.{name}": tensor for name, tensor in to_sparse(dense).items()}
     kernel = sparse["encoder.stages.0.0.dwconv.kernel"]
     assert kernel.shape == (49, 8)
     row, column = 2, 5

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from convnext.errors import RunError, UsageError
-from convnext.weights.layouts import SPARSE
 from convnext.weights.weights_file import open_weights
-from tests.weights.peers import tiny
+from tests.weights.peers import tiny, to_sparse
 
 
 @pytest.mark.slow
@@ -75,7 +74,7 @@ def test_a_head_without_dimensions(tmp_path: Path) -> None:
 
 
 def test_sparse_kernels_of_odd_shapes(tmp_path: Path) -> None:
-    state = SPARSE.from_official(tiny(grn=True).state_dict())
+    state = to_sparse(tiny(grn=True).state_dict())
     for kernel in (torch.ones(()), torch.ones(48), torch.ones(48, 8), torch.ones(49, 8, 1, 1, 1)):
         torch.save(state | {"stages.0.0.dwconv.kernel": kernel}, tmp_path / "a.pth")
         with pytest.raises(UsageError, match=r"a\.pth.*stages\.0\.0\.dwconv\.weight"):

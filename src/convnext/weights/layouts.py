@@ -7,8 +7,9 @@ layout whose anchors, names that no other layout has, it contains under a common
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 from torch import Tensor
 
@@ -18,34 +19,14 @@ NUMBER, PARAMETER = r"\d+", "weight|bias"  # the values of a field; {p} is a PAR
 Reshape = Callable[[Tensor], Tensor]
 
 
-def same(tensor: Tensor) -> Tensor:
-    """Return the tensor itself."""
-    return tensor
-
-
 def flat(tensor: Tensor) -> Tensor:
-    """Reshape (C, 1, 1) or (1, 1, 1, C) to (C,)."""
+    """Reshape (1, 1, 1, C) to (C,)."""
     return tensor.reshape(-1)
 
 
 def channels_first(tensor: Tensor) -> Tensor:
     """Reshape (C,) to (C, 1, 1), to scale (N, C, H, W)."""
     return tensor.reshape(-1, 1, 1)
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """Reshape (C,) to (1, 1, 1, C), to scale (N, H, W, C)."""
-    return tensor.reshape(1, 1, 1, -1)
-
-
-def row(tensor: Tensor) -> Tensor:
-    """Reshape to (1, C)."""
-    return tensor.reshape(1, -1)
-
-
-def linear(tensor: Tensor) -> Tensor:
-    """Reshape a 1x1 convolution's weight (O, I, 1, 1), or a linear layer's (O, I), to (O, I)."""
-    return tensor.reshape(tensor.shape[:2]) if tensor.shape[2:].numel() == 1 else tensor
 
 
 def pointwise(tensor: Tensor) -> Tensor:
@@ -66,12 +47,6 @@ def dense_kernel(kernel: Tensor) -> Tensor:
     return positions.permute(3, 2, 0, 1).contiguous()
 
 
-def sparse_kernel(weight: Tensor) -> Tensor:
-    """Invert :func:`dense_kernel`."""
-    positions = weight.squeeze(1).permute(1, 2, 0) if weight.shape[1] == 1 else weight.permute(2, 3, 1, 0)
-    return positions.transpose(0, 1).flatten(0, 1).contiguous()
-
-
 @dataclass(frozen=True)
 class Rule:
     """A name in a layout and the official one, with the same fields in both.
@@ -80,26 +55,17 @@ class Rule:
         theirs: a name with fields, as ``stages.{i}.blocks.{j}.conv_dw.{p}``; ``{p}`` is ``weight`` or ``bias``, any
             other field a number.
         ours: the official name of the same tensor.
-        inward: from the layout's shape to the official one.
-        outward: from the official shape to the layout's.
+        outward: from the official shape to the layout's, where they differ.
+        inward: to the official shape, where it differs in more than dimensions of 1.
     """
 
     theirs: str
     ours: str
-    inward: Reshape = same
-    outward: Reshape = same
-
-    @cached_property
-    def their_pattern(self) -> re.Pattern[str]:
-        """The regular expression of the layout's names."""
-        return pattern(self.theirs)
-
-    @cached_property
-    def our_pattern(self) -> re.Pattern[str]:
-        """The regular expression of the official names."""
-        return pattern(self.ours)
+    outward: Reshape | None = None
+    inward: Reshape | None = None
 
 
+@cache
 def pattern(template: str) -> re.Pattern[str]:
     """Compile a name with fields to a regular expression."""
     parts = FIELD.split(template)  # text, field, text, ...
@@ -115,16 +81,23 @@ class Layout:
     Attributes:
         name: for the user.
         anchors: names that every file of this layout contains, and no file of another layout.
-        rules: the first that matches a name applies.
+        names: official names by the layout's.
+        reshaping: rules that precede those names.
         unused: prefixes of names that belong to another task than classification.
         norm_eps: the library's default epsilon of the final norm, where it differs.
     """
 
     name: str
     anchors: tuple[str, ...]
-    rules: tuple[Rule, ...]
+    names: Mapping[str, str]
+    reshaping: tuple[Rule, ...] = ()
     unused: tuple[str, ...] = ()
     norm_eps: float | None = None
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules; the first that matches a name applies."""
+        return (*self.reshaping, *(Rule(theirs, ours) for theirs, ours in self.names.items()))
 
     def prefix(self, names: Iterable[str]) -> str | None:
         """Return the prefix of the model's names, as ``visual.trunk.``; None if no model of this layout is there.
@@ -141,17 +114,16 @@ class Layout:
         return None
 
     def to_official(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
-        """Return a tensor's official name and its value in the official shape; None if no rule matches.
+        """Return a tensor's official name and value; None if no rule matches.
 
-        A tensor that cannot be reshaped stays as it is: fitting it to a model reports its shape.
+        Its shape may differ from the official one in dimensions of 1. A tensor that cannot be reshaped stays as it is:
+        fitting it to a model reports its shape.
         """
         for rule in self.rules:
-            if match := rule.their_pattern.fullmatch(name):
-                try:
-                    shaped = rule.inward(tensor)
-                except (RuntimeError, IndexError):
-                    shaped = tensor
-                return rule.ours.format(**match.groupdict()), shaped
+            if match := pattern(rule.theirs).fullmatch(name):
+                with suppress(RuntimeError, IndexError):
+                    tensor = rule.inward(tensor) if rule.inward else tensor
+                return rule.ours.format(**match.groupdict()), tensor
         return None
 
     def from_official(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,65 +134,61 @@ class Layout:
         """
         converted = {}
         for name, tensor in weights.items():
-            matches = ((rule, rule.our_pattern.fullmatch(name)) for rule in self.rules)
+            matches = ((rule, pattern(rule.ours).fullmatch(name)) for rule in self.rules)
             found = next(((rule, match) for rule, match in matches if match), None)
             if found is None:
                 raise KeyError(name)
             rule, match = found
-            converted[rule.theirs.format(**match.groupdict())] = rule.outward(tensor)
+            converted[rule.theirs.format(**match.groupdict())] = rule.outward(tensor) if rule.outward else tensor
         return converted
 
 
-def unchanged(*names: str) -> tuple[Rule, ...]:
-    """Rules of names that are the official ones."""
-    return tuple(Rule(name, name) for name in names)
+def unchanged(*names: str) -> dict[str, str]:
+    """Names that are the official ones."""
+    return {name: name for name in names}
 
 
-def official_block(place: str) -> tuple[Rule, ...]:
-    """Rules of a V1 block under its official names."""
-    parts = ("gamma", "dwconv.{p}", "norm.{p}", "pwconv1.{p}", "pwconv2.{p}")
-    return unchanged(*(f"{place}.{part}" for part in parts))
+def block(place: str, ours: str = "stages.{i}.{j}", **layers: str) -> dict[str, str]:
+    """The names of a block at a place in a layout; ``layers`` are the layout's names of the official layers."""
+    return {f"{place}.{theirs}.{{p}}": f"{ours}.{layer}.{{p}}" for layer, theirs in layers.items()}
 
 
+OFFICIAL_LAYERS = unchanged("dwconv", "norm", "pwconv1", "pwconv2")
+GRN = unchanged("stages.{i}.{j}.grn.gamma", "stages.{i}.{j}.grn.beta")
 END = unchanged("norm.{p}", "head.{p}")
 
 # The authors' layout, which is this package's own.
 OFFICIAL = Layout(
     "official",
     anchors=("downsample_layers.0.0.weight", "stages.0.0.dwconv.weight"),
-    rules=(
-        *unchanged("downsample_layers.{i}.{j}.{p}"),
-        *official_block("stages.{i}.{j}"),
-        Rule("stages.{i}.{j}.grn.gamma", "stages.{i}.{j}.grn.gamma", channels_last),  # (1, 4C) after FCMAE
-        Rule("stages.{i}.{j}.grn.beta", "stages.{i}.{j}.grn.beta", channels_last),
-        *END,
-    ),
+    names={
+        **unchanged("downsample_layers.{i}.{j}.{p}", "stages.{i}.{j}.gamma"),
+        **block("stages.{i}.{j}", **OFFICIAL_LAYERS),
+        **(GRN | END),
+    },
     unused=("norms.", "decoder.", "proj.", "pred.", "mask_token"),  # DINOv3's norms of stages, FCMAE's decoder
 )
 
 ISOTROPIC = Layout(
     "official",
     anchors=("stem.weight", "blocks.0.dwconv.weight"),
-    rules=(*unchanged("stem.{p}"), *official_block("blocks.{j}"), *END),
+    names={**unchanged("stem.{p}", "blocks.{j}.gamma"), **block("blocks.{j}", "blocks.{j}", **OFFICIAL_LAYERS), **END},
 )
 
-# Masked pre-training (FCMAE) with sparse convolutions.
+# Masked pre-training (FCMAE) with sparse convolutions; the stem is dense.
 SPARSE = Layout(
     "official, sparse",
     anchors=("downsample_layers.0.0.weight", "stages.0.0.dwconv.kernel"),
-    rules=(
-        *unchanged("downsample_layers.0.{j}.{p}"),  # the stem is dense
-        Rule("downsample_layers.{i}.0.ln.{p}", "downsample_layers.{i}.0.{p}"),
-        Rule("downsample_layers.{i}.1.kernel", "downsample_layers.{i}.1.weight", dense_kernel, sparse_kernel),
-        Rule("downsample_layers.{i}.1.bias", "downsample_layers.{i}.1.bias", flat, row),
-        Rule("stages.{i}.{j}.dwconv.kernel", "stages.{i}.{j}.dwconv.weight", dense_kernel, sparse_kernel),
-        Rule("stages.{i}.{j}.dwconv.bias", "stages.{i}.{j}.dwconv.bias", flat, row),
-        Rule("stages.{i}.{j}.norm.ln.{p}", "stages.{i}.{j}.norm.{p}"),
-        Rule("stages.{i}.{j}.pwconv1.linear.{p}", "stages.{i}.{j}.pwconv1.{p}"),
-        Rule("stages.{i}.{j}.grn.gamma", "stages.{i}.{j}.grn.gamma", channels_last, row),
-        Rule("stages.{i}.{j}.grn.beta", "stages.{i}.{j}.grn.beta", channels_last, row),
-        Rule("stages.{i}.{j}.pwconv2.linear.{p}", "stages.{i}.{j}.pwconv2.{p}"),
-        *END,
+    names={
+        "downsample_layers.{i}.0.ln.{p}": "downsample_layers.{i}.0.{p}",
+        **unchanged("downsample_layers.{i}.1.bias", "stages.{i}.{j}.dwconv.bias"),
+        **block("stages.{i}.{j}", norm="norm.ln", pwconv1="pwconv1.linear", pwconv2="pwconv2.linear"),
+        **(GRN | END),
+    },
+    reshaping=(
+        Rule("downsample_layers.0.{j}.{p}", "downsample_layers.0.{j}.{p}"),
+        Rule("downsample_layers.{i}.1.kernel", "downsample_layers.{i}.1.weight", inward=dense_kernel),
+        Rule("stages.{i}.{j}.dwconv.kernel", "stages.{i}.{j}.dwconv.weight", inward=dense_kernel),
     ),
     unused=OFFICIAL.unused,
 )
@@ -229,45 +197,46 @@ SPARSE = Layout(
 TIMM = Layout(
     "timm",
     anchors=("stem.0.weight", "stages.0.blocks.0.conv_dw.weight"),
-    rules=(
-        Rule("stem.{j}.{p}", "downsample_layers.0.{j}.{p}"),
-        Rule("stages.{i}.downsample.{j}.{p}", "downsample_layers.{i}.{j}.{p}"),
-        Rule("stages.{i}.blocks.{j}.gamma", "stages.{i}.{j}.gamma"),
-        Rule("stages.{i}.blocks.{j}.conv_dw.{p}", "stages.{i}.{j}.dwconv.{p}"),
-        Rule("stages.{i}.blocks.{j}.norm.{p}", "stages.{i}.{j}.norm.{p}"),
-        Rule("stages.{i}.blocks.{j}.mlp.fc1.weight", "stages.{i}.{j}.pwconv1.weight", linear),
-        Rule("stages.{i}.blocks.{j}.mlp.fc1.bias", "stages.{i}.{j}.pwconv1.bias"),
-        Rule("stages.{i}.blocks.{j}.mlp.grn.weight", "stages.{i}.{j}.grn.gamma", channels_last, flat),
-        Rule("stages.{i}.blocks.{j}.mlp.grn.bias", "stages.{i}.{j}.grn.beta", channels_last, flat),
-        Rule("stages.{i}.blocks.{j}.mlp.fc2.weight", "stages.{i}.{j}.pwconv2.weight", linear),
-        Rule("stages.{i}.blocks.{j}.mlp.fc2.bias", "stages.{i}.{j}.pwconv2.bias"),
-        Rule("head.norm.{p}", "norm.{p}"),
-        Rule("head.fc.{p}", "head.{p}"),
+    names={
+        "stem.{j}.{p}": "downsample_layers.0.{j}.{p}",
+        "stages.{i}.downsample.{j}.{p}": "downsample_layers.{i}.{j}.{p}",
+        "stages.{i}.blocks.{j}.gamma": "stages.{i}.{j}.gamma",
+        **block("stages.{i}.blocks.{j}", dwconv="conv_dw", norm="norm", pwconv1="mlp.fc1", pwconv2="mlp.fc2"),
+        "head.norm.{p}": "norm.{p}",
+        "head.fc.{p}": "head.{p}",
+    },
+    reshaping=(
+        Rule("stages.{i}.blocks.{j}.mlp.grn.weight", "stages.{i}.{j}.grn.gamma", flat),
+        Rule("stages.{i}.blocks.{j}.mlp.grn.bias", "stages.{i}.{j}.grn.beta", flat),
     ),
 )
 # With 1x1 convolutions in place of linear layers, as timm builds its small models (``conv_mlp``).
 TIMM_CONV_MLP = replace(
-    TIMM, rules=tuple(replace(rule, outward=pointwise) if rule.inward is linear else rule for rule in TIMM.rules)
+    TIMM,
+    reshaping=(
+        *TIMM.reshaping,
+        Rule("stages.{i}.blocks.{j}.mlp.fc1.weight", "stages.{i}.{j}.pwconv1.weight", pointwise),
+        Rule("stages.{i}.blocks.{j}.mlp.fc2.weight", "stages.{i}.{j}.pwconv2.weight", pointwise),
+    ),
 )
 
-# torchvision has V1 alone. Downsampling layers and stages alternate in ``features``.
-TORCHVISION_BLOCK = {0: "dwconv", 2: "norm", 3: "pwconv1", 5: "pwconv2"}  # 1 and 6 permute, 4 is GELU
+# torchvision has V1 alone. Downsampling layers and stages alternate in ``features``; in a block, 1 and 6 permute, 4 is
+# GELU.
+TORCHVISION_LAYERS = {"dwconv": "block.0", "norm": "block.2", "pwconv1": "block.3", "pwconv2": "block.5"}
 TORCHVISION = Layout(
     "torchvision",
     anchors=("features.0.0.weight", "features.1.0.layer_scale"),
-    rules=(
-        *(Rule(f"features.{2 * i}.{{j}}.{{p}}", f"downsample_layers.{i}.{{j}}.{{p}}") for i in range(4)),
-        *(
-            Rule(f"features.{2 * i + 1}.{{j}}.layer_scale", f"stages.{i}.{{j}}.gamma", flat, channels_first)
-            for i in range(4)
-        ),
-        *(
-            Rule(f"features.{2 * i + 1}.{{j}}.block.{place}.{{p}}", f"stages.{i}.{{j}}.{part}.{{p}}")
-            for i in range(4)
-            for place, part in TORCHVISION_BLOCK.items()
-        ),
-        Rule("classifier.0.{p}", "norm.{p}"),
-        Rule("classifier.2.{p}", "head.{p}"),
+    names={
+        **{f"features.{2 * i}.{{j}}.{{p}}": f"downsample_layers.{i}.{{j}}.{{p}}" for i in range(4)},
+        **block("features.1.{j}", "stages.0.{j}", **TORCHVISION_LAYERS),
+        **block("features.3.{j}", "stages.1.{j}", **TORCHVISION_LAYERS),
+        **block("features.5.{j}", "stages.2.{j}", **TORCHVISION_LAYERS),
+        **block("features.7.{j}", "stages.3.{j}", **TORCHVISION_LAYERS),
+        "classifier.0.{p}": "norm.{p}",
+        "classifier.2.{p}": "head.{p}",
+    },
+    reshaping=tuple(
+        Rule(f"features.{2 * i + 1}.{{j}}.layer_scale", f"stages.{i}.{{j}}.gamma", channels_first) for i in range(4)
     ),
 )
 
@@ -276,36 +245,31 @@ TORCHVISION = Layout(
 TRANSFORMERS = Layout(
     "transformers",
     anchors=("embeddings.patch_embeddings.weight", "encoder.stages.0.layers.0.dwconv.weight"),
-    rules=(
-        Rule("embeddings.patch_embeddings.{p}", "downsample_layers.0.0.{p}"),
-        Rule("embeddings.layernorm.{p}", "downsample_layers.0.1.{p}"),
-        Rule("encoder.stages.{i}.downsampling_layer.{j}.{p}", "downsample_layers.{i}.{j}.{p}"),
-        Rule("encoder.stages.{i}.layers.{j}.layer_scale_parameter", "stages.{i}.{j}.gamma"),
-        Rule("encoder.stages.{i}.layers.{j}.dwconv.{p}", "stages.{i}.{j}.dwconv.{p}"),
-        Rule("encoder.stages.{i}.layers.{j}.layernorm.{p}", "stages.{i}.{j}.norm.{p}"),
-        Rule("encoder.stages.{i}.layers.{j}.pwconv1.{p}", "stages.{i}.{j}.pwconv1.{p}"),
-        Rule("encoder.stages.{i}.layers.{j}.grn.weight", "stages.{i}.{j}.grn.gamma"),
-        Rule("encoder.stages.{i}.layers.{j}.grn.bias", "stages.{i}.{j}.grn.beta"),
-        Rule("encoder.stages.{i}.layers.{j}.pwconv2.{p}", "stages.{i}.{j}.pwconv2.{p}"),
-        Rule("layernorm.{p}", "norm.{p}"),
-        Rule("classifier.{p}", "head.{p}"),
-    ),
+    names={
+        "embeddings.patch_embeddings.{p}": "downsample_layers.0.0.{p}",
+        "embeddings.layernorm.{p}": "downsample_layers.0.1.{p}",
+        "encoder.stages.{i}.downsampling_layer.{j}.{p}": "downsample_layers.{i}.{j}.{p}",
+        "encoder.stages.{i}.layers.{j}.layer_scale_parameter": "stages.{i}.{j}.gamma",
+        **block("encoder.stages.{i}.layers.{j}", **(OFFICIAL_LAYERS | {"norm": "layernorm"})),
+        "encoder.stages.{i}.layers.{j}.grn.weight": "stages.{i}.{j}.grn.gamma",
+        "encoder.stages.{i}.layers.{j}.grn.bias": "stages.{i}.{j}.grn.beta",
+        "layernorm.{p}": "norm.{p}",
+        "classifier.{p}": "head.{p}",
+    },
     unused=("hidden_states_norms.",),
     norm_eps=1e-12,
 )
 
+DINOV3_LAYERS = {"norm": "layer_norm", "pwconv1": "pointwise_conv1", "pwconv2": "pointwise_conv2"}
 DINOV3 = Layout(
     "transformers, DINOv3",
     anchors=("stages.0.downsample_layers.0.weight", "stages.0.layers.0.depthwise_conv.weight"),
-    rules=(
-        Rule("stages.{i}.downsample_layers.{j}.{p}", "downsample_layers.{i}.{j}.{p}"),
-        Rule("stages.{i}.layers.{j}.gamma", "stages.{i}.{j}.gamma"),
-        Rule("stages.{i}.layers.{j}.depthwise_conv.{p}", "stages.{i}.{j}.dwconv.{p}"),
-        Rule("stages.{i}.layers.{j}.layer_norm.{p}", "stages.{i}.{j}.norm.{p}"),
-        Rule("stages.{i}.layers.{j}.pointwise_conv1.{p}", "stages.{i}.{j}.pwconv1.{p}"),
-        Rule("stages.{i}.layers.{j}.pointwise_conv2.{p}", "stages.{i}.{j}.pwconv2.{p}"),
-        Rule("layer_norm.{p}", "norm.{p}"),
-    ),
+    names={
+        "stages.{i}.downsample_layers.{j}.{p}": "downsample_layers.{i}.{j}.{p}",
+        "stages.{i}.layers.{j}.gamma": "stages.{i}.{j}.gamma",
+        **block("stages.{i}.layers.{j}", dwconv="depthwise_conv", **DINOV3_LAYERS),
+        "layer_norm.{p}": "norm.{p}",
+    },
 )
 
 LAYOUTS = (OFFICIAL, ISOTROPIC, SPARSE, TIMM, TORCHVISION, TRANSFORMERS, DINOV3)

@@ -113,57 +113,33 @@ def tensor_bytes(variant: str, classes: int) -> int:
     )
 
 
-ROWS = (
-    Published("convnext_tiny", "in1k", "convnext_tiny_1k_224_ema.pth", 82.1),
-    Published("convnext_small", "in1k", "convnext_small_1k_224_ema.pth", 83.1),
-    Published("convnext_base", "in1k", "convnext_base_1k_224_ema.pth", 83.8),
-    Published("convnext_base", "in1k_384", "convnext_base_1k_384.pth", 85.1),
-    Published("convnext_large", "in1k", "convnext_large_1k_224_ema.pth", 84.3),
-    Published("convnext_large", "in1k_384", "convnext_large_1k_384.pth", 85.5),
-    Published("convnext_tiny", "in22k", "convnext_tiny_22k_224.pth", None),
-    Published("convnext_small", "in22k", "convnext_small_22k_224.pth", None),
-    Published("convnext_base", "in22k", "convnext_base_22k_224.pth", None),
-    Published("convnext_large", "in22k", "convnext_large_22k_224.pth", None),
-    Published("convnext_xlarge", "in22k", "convnext_xlarge_22k_224.pth", None),
-    Published("convnext_tiny", "in22k_in1k", "convnext_tiny_22k_1k_224.pth", 82.9),
-    Published("convnext_small", "in22k_in1k", "convnext_small_22k_1k_224.pth", 84.6),
-    Published("convnext_base", "in22k_in1k", "convnext_base_22k_1k_224.pth", 85.8),
-    Published("convnext_large", "in22k_in1k", "convnext_large_22k_1k_224.pth", 86.6),
-    Published("convnext_xlarge", "in22k_in1k", "convnext_xlarge_22k_1k_224_ema.pth", 87.0),
-    Published("convnext_tiny", "in22k_in1k_384", "convnext_tiny_22k_1k_384.pth", 84.1),
-    Published("convnext_small", "in22k_in1k_384", "convnext_small_22k_1k_384.pth", 85.8),
-    Published("convnext_base", "in22k_in1k_384", "convnext_base_22k_1k_384.pth", 86.8),
-    Published("convnext_large", "in22k_in1k_384", "convnext_large_22k_1k_384.pth", 87.5),
-    Published("convnext_xlarge", "in22k_in1k_384", "convnext_xlarge_22k_1k_384_ema.pth", 87.8),
-    Published("convnext_isotropic_small", "in1k", "convnext_iso_small_1k_224_ema.pth", 78.7),
-    Published("convnext_isotropic_base", "in1k", "convnext_iso_base_1k_224_ema.pth", 82.0),
-    Published("convnext_isotropic_large", "in1k", "convnext_iso_large_1k_224_ema.pth", 82.6),
-    Published("convnextv2_atto", "in1k", "convnextv2_atto_1k_224_ema.pt", 76.7),
-    Published("convnextv2_femto", "in1k", "convnextv2_femto_1k_224_ema.pt", 78.5),
-    Published("convnextv2_pico", "in1k", "convnextv2_pico_1k_224_ema.pt", 80.3),
-    Published("convnextv2_nano", "in1k", "convnextv2_nano_1k_224_ema.pt", 81.9),
-    Published("convnextv2_tiny", "in1k", "convnextv2_tiny_1k_224_ema.pt", 83.0),
-    Published("convnextv2_base", "in1k", "convnextv2_base_1k_224_ema.pt", 84.9),
-    Published("convnextv2_large", "in1k", "convnextv2_large_1k_224_ema.pt", 85.8),
-    Published("convnextv2_huge", "in1k", "convnextv2_huge_1k_224_ema.pt", 86.3),
-    Published("convnextv2_nano", "in22k_in1k", "convnextv2_nano_22k_224_ema.pt", 82.1),
-    Published("convnextv2_tiny", "in22k_in1k", "convnextv2_tiny_22k_224_ema.pt", 83.9),
-    Published("convnextv2_base", "in22k_in1k", "convnextv2_base_22k_224_ema.pt", 86.8),
-    Published("convnextv2_large", "in22k_in1k", "convnextv2_large_22k_224_ema.pt", 87.3),
-    Published("convnextv2_nano", "in22k_in1k_384", "convnextv2_nano_22k_384_ema.pt", 83.4),
-    Published("convnextv2_tiny", "in22k_in1k_384", "convnextv2_tiny_22k_384_ema.pt", 85.1),
-    Published("convnextv2_base", "in22k_in1k_384", "convnextv2_base_22k_384_ema.pt", 87.7),
-    Published("convnextv2_large", "in22k_in1k_384", "convnextv2_large_22k_384_ema.pt", 88.2),
-    Published("convnextv2_huge", "in22k_in1k_384", "convnextv2_huge_22k_384_ema.pt", 88.7),
-    Published("convnextv2_huge", "in22k_in1k_512", "convnextv2_huge_22k_512_ema.pt", 88.9),
-    Published("convnextv2_atto", "fcmae", "convnextv2_atto_1k_224_fcmae.pt", None),
-    Published("convnextv2_femto", "fcmae", "convnextv2_femto_1k_224_fcmae.pt", None),
-    Published("convnextv2_pico", "fcmae", "convnextv2_pico_1k_224_fcmae.pt", None),
-    Published("convnextv2_nano", "fcmae", "convnextv2_nano_1k_224_fcmae.pt", None),
-    Published("convnextv2_tiny", "fcmae", "convnextv2_tiny_1k_224_fcmae.pt", None),
-    Published("convnextv2_base", "fcmae", "convnextv2_base_1k_224_fcmae.pt", None),
-    Published("convnextv2_large", "fcmae", "convnextv2_large_1k_224_fcmae.pt", None),
-    Published("convnextv2_huge", "fcmae", "convnextv2_huge_1k_224_fcmae.pt", None),
+V2_SIZES = ("atto", "femto", "pico", "nano", "tiny", "base", "large", "huge")
+V2_TOP1 = (76.7, 78.5, 80.3, 81.9, 83.0, 84.9, 85.8, 86.3)
+# Family, tag, end of the file's name, and sizes with their top-1 accuracy.
+SERIES: tuple[tuple[str, str, str, dict[str, float | None]], ...] = (
+    ("convnext", "in1k", "_1k_224_ema.pth", {"tiny": 82.1, "small": 83.1, "base": 83.8, "large": 84.3}),
+    ("convnext", "in1k_384", "_1k_384.pth", {"base": 85.1, "large": 85.5}),
+    ("convnext", "in22k", "_22k_224.pth", dict.fromkeys(("tiny", "small", "base", "large", "xlarge"))),
+    ("convnext", "in22k_in1k", "_22k_1k_224.pth", {"tiny": 82.9, "small": 84.6, "base": 85.8, "large": 86.6}),
+    ("convnext", "in22k_in1k", "_22k_1k_224_ema.pth", {"xlarge": 87.0}),
+    ("convnext", "in22k_in1k_384", "_22k_1k_384.pth", {"tiny": 84.1, "small": 85.8, "base": 86.8, "large": 87.5}),
+    ("convnext", "in22k_in1k_384", "_22k_1k_384_ema.pth", {"xlarge": 87.8}),
+    ("convnext_isotropic", "in1k", "_1k_224_ema.pth", {"small": 78.7, "base": 82.0, "large": 82.6}),
+    ("convnextv2", "in1k", "_1k_224_ema.pt", dict(zip(V2_SIZES, V2_TOP1, strict=True))),
+    ("convnextv2", "in22k_in1k", "_22k_224_ema.pt", {"nano": 82.1, "tiny": 83.9, "base": 86.8, "large": 87.3}),
+    (
+        "convnextv2",
+        "in22k_in1k_384",
+        "_22k_384_ema.pt",
+        {"nano": 83.4, "tiny": 85.1, "base": 87.7, "large": 88.2, "huge": 88.7},
+    ),
+    ("convnextv2", "in22k_in1k_512", "_22k_512_ema.pt", {"huge": 88.9}),
+    ("convnextv2", "fcmae", "_1k_224_fcmae.pt", dict.fromkeys(V2_SIZES)),
+)
+ROWS = tuple(
+    Published(f"{family}_{size}", tag, f"{family.replace('isotropic', 'iso')}_{size}{end}", top1)
+    for family, tag, end, sizes in SERIES
+    for size, top1 in sizes.items()
 )
 PUBLISHED = {(row.variant, row.tag): row for row in ROWS}
 

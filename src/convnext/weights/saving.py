@@ -22,7 +22,7 @@ from convnext.weights.hub_configs import (
     transformers_preprocessor,
 )
 from convnext.weights.layouts import TIMM, TIMM_CONV_MLP, TORCHVISION, TRANSFORMERS, to_official
-from convnext.weights.loading import check_fit
+from convnext.weights.loading import check_fit, reshaped
 from convnext.weights.reading import SUFFIXES, TORCH_SUFFIXES
 from convnext.weights.shapes import Architecture, architecture_of
 from convnext.weights.weights_file import Description, Opened, default_preprocessing
@@ -80,13 +80,15 @@ def save_weights(
             f"a ConvNeXt with its values is needed, {type(model).__name__} arrived: save its own state dict"
         )
     architecture = architecture_of(official.weights)
-    check_fit(official.weights, architecture.meta_weights(), Path(type(model).__name__))
+    own = architecture.meta_weights()
+    weights = {name: reshaped(tensor, own.get(name)) for name, tensor in official.weights.items()}
+    check_fit(weights, own, Path(type(model).__name__))
     norm = next(module for name, module in model.named_modules() if name in ("norm", "head.norm", "classifier.0"))
     names = None if classes is None else tuple(classes)
     if names is not None and len(names) != architecture.num_classes:
         raise UsageError(f"{len(names)} names of classes for a classifier of {architecture.num_classes}: give one each")
     description = Description(names, preprocessing, norm_eps=getattr(norm, "eps", None))
-    return write(official.weights, architecture, description, Path(path), layout)
+    return write(weights, architecture, description, Path(path), layout)
 
 
 def convert(opened: Opened, path: str | Path, layout: LayoutName) -> Saved:

@@ -20,7 +20,7 @@ from convnext.weights.hub_configs import (
     read_transformers_preprocessor,
 )
 from convnext.weights.layouts import DINOV3, to_official
-from convnext.weights.loading import check_fit, unused_notes
+from convnext.weights.loading import check_fit, reshaped, unused_notes
 from convnext.weights.reading import BEST, IN_FOLDERS, is_safetensors, read_weights, weights_file
 from convnext.weights.shapes import Architecture, architecture_of
 
@@ -122,7 +122,8 @@ def open_weights(path: str | Path) -> Opened:
     try:
         architecture = architecture_of(official.weights)
         own = architecture.meta_weights()
-        weights, norm_notes = with_final_norm(official.weights, own, path)
+        weights = {name: reshaped(tensor, own.get(name)) for name, tensor in official.weights.items()}
+        weights, norm_notes = with_final_norm(weights, own, path)
         check_fit(weights, own, path)
     except UsageError as error:
         if run := model_of_run(path):
