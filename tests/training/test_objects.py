@@ -162,6 +162,7 @@ class Strings(Colours):
         ({"train_data": Colours("pil", 0), "val_data": Colours("pil")}, "train_data has 0"),
         ({"train_data": Strings("pil"), "val_data": Colours("pil")}, "item 0 of Strings"),
         ({"train_data": Colours("pil"), "val_data": Colours("pil"), "model": nn.Conv2d(3, 4, 1)}, "logits"),
+        ({}, "2 logits.*10 classes"),
     ],
 )
 def test_objects_that_do_not_fit_are_named(objects: dict[str, Any], named: str, tmp_path: Path) -> None:

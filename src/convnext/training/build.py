@@ -127,23 +127,28 @@ def build_data(recipe: Recipe, objects: Objects = NO_OBJECTS) -> ImageData:
     """The recipe's data, or the datasets that were passed.
 
     Raises:
-        UsageError: there is no such data, or the dataset's classes are not known.
+        UsageError: there is no such data, its classes are not known, or the model that was passed has other ones.
     """
+    shape = (3, recipe.image_size, recipe.image_size)
     if objects.train_data is None:
-        return load_data(recipe.data, val_fraction=recipe.val_fraction)
-    train, val = DatasetImages(objects.train_data), DatasetImages(objects.val_data)
-    if not len(train) or not len(val):
-        raise UsageError(f"train_data has {len(train)} images and val_data {len(val)}: each needs one or more")
-    image, _ = train.read(0)
-    is_ready = isinstance(image, torch.Tensor)
-    classes = getattr(objects.train_data, "classes", None)
-    if classes is None:
-        if objects.model is None:
-            raise UsageError("train_data has no attribute `classes`: set it to the list of class names")
-        shape = tuple(image.shape) if is_ready else (3, recipe.image_size, recipe.image_size)
-        classes = range(count_outputs(objects.model, shape))
-    notes = ("train_data returns float tensors: they are used as they are, without augmentation",) if is_ready else ()
-    return ImageData(recipe.data, tuple(map(str, classes)), train, val, notes=notes)
+        data = load_data(recipe.data, val_fraction=recipe.val_fraction)
+    else:
+        train, val = DatasetImages(objects.train_data), DatasetImages(objects.val_data)
+        if not len(train) or not len(val):
+            raise UsageError(f"train_data has {len(train)} images and val_data {len(val)}: each needs one or more")
+        image, _ = train.read(0)
+        notes = ()
+        if isinstance(image, torch.Tensor):
+            shape = tuple(image.shape)
+            notes = ("train_data returns float tensors: they are used as they are, without augmentation",)
+        classes = tuple(map(str, getattr(objects.train_data, "classes", ())))
+        data = ImageData(recipe.data, classes, train, val, notes=notes)
+    outputs = len(data.classes) if objects.model is None else count_outputs(objects.model, shape)
+    if not outputs:
+        raise UsageError("train_data has no attribute `classes`: set it to the list of class names")
+    if data.classes and len(data.classes) != outputs:
+        raise UsageError(f"model returns {outputs} logits, and the data has {len(data.classes)} classes")
+    return data if data.classes else replace(data, classes=tuple(map(str, range(outputs))))
 
 
 def count_outputs(model: nn.Module, shape: tuple[int, ...]) -> int:

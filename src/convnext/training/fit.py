@@ -14,12 +14,12 @@ from convnext.randomness import seed_everything
 from convnext.training.build import NO_OBJECTS, Objects, Training, build, build_data, load_start
 from convnext.training.checkpoint import Checkpoints, RunFolder, Start
 from convnext.training.distributed import SINGLE_RANK, Ranks
-from convnext.training.divergence import first_bad_module
 from convnext.training.meter import Meter
 from convnext.training.metrics import Metrics, evaluate
 from convnext.training.progress import Progress, ProgressReporter
 from convnext.training.recipe import Recipe
 from convnext.training.stop_signals import StopRequest, stop_requests
+from convnext.training.train_state import first_bad_module
 
 LONG_EVALUATION = 20  # seconds; before one that takes longer, the finished epoch is saved
 DATA_BOUND = (
