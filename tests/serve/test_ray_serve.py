@@ -62,5 +62,5 @@ def test_the_file_on_the_page_serves(make_folder: MakeFolder, make_run: MakeRun,
         assert code == 200
         assert answer["label"] == expected.label
         assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
-    assert (status, none) == (415, {"error": "no image of a kind that can be read"})
+    assert (status, set(none)) == (415, {"error"})
     assert (damaged, "truncated" in cut["error"]) == (422, True)

@@ -189,9 +189,9 @@ def test_memory_does_not_grow(make_service: MakeService) -> None:
 
             await asyncio.gather(*(one() for _ in range(16)))
 
-    asyncio.run(ask(1000))
+    asyncio.run(ask(800))
     before = resident()
-    asyncio.run(ask(5000))
+    asyncio.run(ask(3000))
     assert resident() - before < 15
     client.assert_nothing_is_held()
 

@@ -23,26 +23,26 @@ def serve(
     timeout: float = 30,
     trust: bool = False,
 ) -> None:
-    """Serve a trained network: a page to drop pictures on, and POST /predict for programs.
+    """Serve a trained model: a page to drop images on, and POST /predict for programs.
 
-    The page is at /, a description of the API at /docs, figures for Prometheus at /metrics. SIGTERM (status 0) and
-    Ctrl-C (status 130) finish what is under way. Nothing that comes in is written to a disk.
+    The page is at /, the documentation of the API at /docs, metrics for Prometheus at /metrics. SIGTERM (status 0) and
+    Ctrl-C (status 130) finish the requests in progress. Nothing that a client sends is written to a disk.
 
     Args:
-        run: a run's folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the
+        run: a run folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the
             authors' published weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
-        host: the address to listen on; 0.0.0.0 for all of this machine's: whoever reaches it may use it.
-        port: the port to listen on; 0 for any that is free.
-        top: classes to name for each picture, where a request does not say how many.
-        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
-        max_batch: images that the network is given at a time.
-        max_wait_ms: milliseconds that an image waits for others to form a batch with.
-        max_bytes: of a request's body; more is answered with 413.
-        max_pixels: of a picture, width times height; more is answered with 422, before anything is decoded.
-        max_files: of a request; more are answered with 422.
-        queue: images of all requests that are under way; more are answered with 429.
-        timeout: seconds for a request; then it is answered with 503.
-        trust: open a .pt2 file that was not exported here as well, though it can run any code.
+        host: the address to listen on; 0.0.0.0 for all of this machine's: everyone who can reach it may use it.
+        port: the port to listen on; 0 for any free one.
+        top: classes per image, unless a request says how many.
+        device: auto (a GPU if there is one), cpu, cuda, mps or xpu.
+        max_batch: images per batch.
+        max_wait_ms: milliseconds that an image waits for others to form a batch.
+        max_bytes: of a request's body; a larger one gets status 413.
+        max_pixels: width times height of an image; a larger one gets status 422 before it is decoded.
+        max_files: files per request; more get status 422.
+        queue: images of all requests in progress; more get status 429.
+        timeout: seconds per request; then it gets status 503.
+        trust: also open a .pt2 file that was not exported here, though it can run any code.
     """
     try:
         import fastapi  # noqa: F401
@@ -65,7 +65,7 @@ def serve(
         say_warnings(classifier.notes, console_on(sys.stderr))
         if not is_local(listener):
             say_warnings(
-                [f"whoever reaches {host} may use this server, it asks for no password"], console_on(sys.stderr)
+                [f"everyone who can reach {host} may use this server: it has no password"], console_on(sys.stderr)
             )
         service = Service(classifier, limits, top, note)
         serve(service, listener, lambda: note(f"Serving {run}: {browser_address(listener)}  (Ctrl-C stops)"))

@@ -20,12 +20,7 @@ MAX_SIDE = 64  # of a heat map's PNG: it is smooth, and smaller than this inside
 
 
 class HeatMaps:
-    """Heat maps of one model.
-
-    Args:
-        classifier: with the model in plain form, which has gradients.
-        metrics: of the server.
-    """
+    """Heat maps of one model, in its unaccelerated form, which has gradients."""
 
     def __init__(self, classifier: Classifier, metrics: Metrics) -> None:
         self.classifier, self.metrics = classifier, metrics

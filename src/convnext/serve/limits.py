@@ -71,15 +71,10 @@ class RequestError(HTTPException):
 
 
 class Admission:
-    """Count of the images and bytes that all requests hold; for the event loop's thread only.
-
-    Args:
-        limits: of the server.
-        seconds_per_image: current estimate of the model's time for one image.
-    """
+    """Count of the images and bytes that all requests hold; for the event loop's thread only."""
 
     def __init__(self, limits: Limits, seconds_per_image: Callable[[], float]) -> None:
-        self.limits, self.seconds_per_image = limits, seconds_per_image
+        self.limits, self.seconds_per_image = limits, seconds_per_image  # of the model, as currently estimated
         self.images = self.bytes = 0
 
     @property
@@ -89,11 +84,7 @@ class Admission:
 
     @contextmanager
     def reserve(self) -> Iterator["Reservation"]:
-        """Admit a request; release what it holds at the end.
-
-        Raises:
-            RequestError: 429, the queue is full.
-        """
+        """Admit a request, and release what it holds at the end. Raises RequestError 429 if the queue is full."""
         if self.is_full:
             raise self.busy_error()
         reservation = Reservation(self)

@@ -72,8 +72,6 @@ class State(BaseModel):
 class Model(BaseModel):
     """Model and limits of the server."""
 
-    model_config = ConfigDict(title="Model")
-
     name: str
     classes: list[str]
     image_size: int = Field(description="Side of the model's input in pixels.")

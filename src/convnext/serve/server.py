@@ -22,10 +22,6 @@ SPARE_SECONDS = 5  # after a request's time limit, until a stop cancels what is 
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket that does not listen yet: connections are refused until the model is ready.
 
-    Args:
-        host: name or address of this machine.
-        port: 0 for any free one.
-
     Raises:
         UsageError: the host is unknown or another machine's, or the port is out of range.
         RunError: the port is in use, or needs more rights.
@@ -88,10 +84,7 @@ def make_server(service: Service) -> uvicorn.Server:
 def serve(service: Service, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; requests in progress are then finished within their time limit.
 
-    Args:
-        service: closed at the end.
-        listener: bound socket.
-        announce: called once connections are accepted.
+    ``announce`` is called once connections are accepted. The service is closed at the end.
 
     Raises:
         KeyboardInterrupt: it was Ctrl-C.

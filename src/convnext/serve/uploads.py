@@ -79,12 +79,7 @@ class RequestBody:
         self.is_complete = False
 
     async def read_uploads(self, reservation: Reservation) -> list[Upload]:
-        """Read the images.
-
-        Raises:
-            RequestError: 400, malformed; 408, too slow; 413, too large; 415, unsupported content type or encoding;
-                422, no images or too many; 429, no room.
-        """
+        """Read the images. Raises RequestError: 400, 408, 413, 415, 422 or 429, as in ``schemas.ERRORS``."""
         header = self.request.headers.get
         kind = header("content-type", "").partition(";")[0].strip().lower()
         if header("content-encoding", "identity").lower() != "identity":
