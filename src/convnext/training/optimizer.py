@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from convnext.errors import UsageError
-from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
-from convnext.models.layers import GlobalResponseNorm
+from convnext.models.convnext import StagedNetwork
 from convnext.training.blocks import blocks
 from convnext.training.recipe import Recipe
 
@@ -54,12 +53,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def decayed_parameters(model: nn.Module) -> set[str]:
-    """The names of the parameters with weight decay: not biases, 1-d parameters, GRN's (4-d), and the model's own
-    exceptions (``no_weight_decay``)."""
-    grn = [name for name, module in model.named_modules() if isinstance(module, GlobalResponseNorm)]
-    exempt = {f"{name}.{parameter}" for name in grn for parameter in ("gamma", "beta")}
-    if hasattr(model, "no_weight_decay"):
-        exempt |= set(model.no_weight_decay())  # pyright: ignore[reportCallIssue]
+    """The names of the parameters with weight decay: not biases, 1-d parameters, and the model's own exceptions."""
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # pyright: ignore[reportCallIssue]
     return {
         name
         for name, parameter in model.named_parameters()
@@ -70,23 +65,20 @@ def decayed_parameters(model: nn.Module) -> set[str]:
 def layer_groups(model: nn.Module, by: str) -> dict[str, int]:
     """The group of each parameter by name, counted from the input; the head is in the last.
 
-    Args:
-        model: a staged model has the paper's groups, others (isotropic, references) one group per block.
-        by: ``group``: the paper's 12 groups and the head, with the third stage's blocks divided evenly over nine; or
-            ``block``, V2's: one group per block, a downsampling layer with the block after it.
+    A staged model has the paper's 12 groups and the head, with the third stage's blocks divided evenly over nine, or by
+    ``block`` V2's: one group per block, a downsampling layer with the block after it. Others have one group per block.
     """
     names = [name for name, _ in model.named_parameters()]
     if isinstance(model, StagedNetwork):
         depths = [len(stage) for stage in model.stages]  # pyright: ignore[reportArgumentType]
         rule = paper_group if by == "group" else block_group
         return {name: rule(name, depths) for name in names}
-    if hasattr(model, "group_matcher"):  # timm's models
+    if hasattr(model, "group_matcher"):  # of isotropic models, and timm's
         from timm.models import group_parameters
 
         groups: Any = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # pyright: ignore
         return {name: groups[name] for name in names}
-    starts = [f"{name}." for name in blocks(model)]
-    return sequence_groups(names, starts, first=["stem."] if isinstance(model, IsotropicConvNeXt) else [])
+    return sequence_groups(names, [f"{name}." for name in blocks(model)])
 
 
 def paper_group(name: str, depths: list[int]) -> int:
@@ -110,13 +102,12 @@ def block_group(name: str, depths: list[int]) -> int:
     return sum(depths) + 1
 
 
-def sequence_groups(names: list[str], starts: list[str], first: list[str]) -> dict[str, int]:
+def sequence_groups(names: list[str], starts: list[str]) -> dict[str, int]:
     """One group per block in order; parameters before the first block are in group 0, those after the last follow."""
     groups, reached = {}, 0
     for name in names:
         number = next((i for i, start in enumerate(starts, 1) if name.startswith(start)), None)
-        if number is not None:
-            reached = max(reached, number)
-        is_stem = name.startswith(tuple(first)) if first else reached == 0
-        groups[name] = number if number is not None else 0 if is_stem else min(reached, len(starts)) + 1
+        reached = max(reached, number or 0)
+        after = min(reached, len(starts)) + 1 if reached else 0
+        groups[name] = after if number is None else number
     return groups
