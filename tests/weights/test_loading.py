@@ -138,7 +138,10 @@ def test_references_by_their_librarys_own_names(name: str, head: str, tmp_path: 
         ),
         (lambda state: state.update({"head.weight": torch.ones(3, 9)}), "head.weight.*3x9.*3x64"),
         (lambda state: [state.pop(name) for name in list(state) if "norm" in name], r"missing \(\d+\): .*, \.\.\."),
-        (lambda state: state.update({"stages.0.0.dwconv.weight": torch.ones(8, 1, 5, 5)}), "kernel_size=5"),
+        (
+            lambda state: state.update({"stages.0.0.dwconv.weight": torch.ones(8, 1, 5, 5)}),
+            r"dwconv\.weight is 8x1x5x5",
+        ),
     ],
     ids=["missing", "unexpected", "shape", "head of another width", "many", "kernel size"],
 )

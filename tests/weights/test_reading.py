@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import json
 import os
 import pickle
 import subprocess
@@ -310,14 +309,6 @@ def test_odd_headers_of_safetensors(oddity: str, tmp_path: Path) -> None:
     size = (len(header) if length is None else length).to_bytes(8, "little")
     (tmp_path / "a.safetensors").write_bytes(size + header + values)
     refused(tmp_path / "a.safetensors", says="cannot read|holds no weights")
-
-
-@pytest.mark.slow
-def test_more_tensors_than_any_model_has(tmp_path: Path) -> None:
-    entries = {f"a{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(100_001)}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    refused(tmp_path / "a.safetensors", says="100,001 tensors")
 
 
 def test_paths_that_lead_to_no_file(tmp_path: Path) -> None:

@@ -65,8 +65,7 @@ def load_weights(model: nn.Module, path: str | Path) -> Loaded:
     official = to_official(read) if isinstance(model, StagedNetwork | IsotropicConvNeXt) else None
     found = official or OfficialWeights("the library's own", read, ())
     weights = {name: reshaped(tensor, own.get(name)) for name, tensor in found.weights.items()}
-    weights, adapted, channel_notes = adapt_channels(weights, own, path)
-    check_kernels(weights, own, path)
+    adapted, channel_notes = adapt_channels(weights, own, path)
     head = classifier_names(model, {*own, *weights})
     left_out, head_notes = optional_names(weights, own, head, path)
     weights = {name: tensor for name, tensor in weights.items() if name not in left_out}
@@ -102,20 +101,22 @@ def reshaped(tensor: Tensor, own: Tensor | None) -> Tensor:
 
 def adapt_channels(
     weights: dict[str, Tensor], own: dict[str, Tensor], path: Path
-) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """Convert the first layer to the model's number of input channels.
+) -> tuple[str | None, tuple[str, ...]]:
+    """Convert the first layer, in place, to the model's number of input channels.
 
     Returns:
-        The weights, the names of those that were converted, and notes.
+        The tensor's name, or None, and notes.
     """
     for name in FIRST_LAYERS:
         if name in weights and name in own and weights[name].ndim == own[name].ndim == 4:
             there, here = weights[name].shape[1], own[name].shape[1]
             if there != here and there > 0:
+                weights[name] = adapt_input_conv(weights[name], here)
                 how = "summed" if here == 1 else "repeated and rescaled"
-                note = f"{path.name} is for images of {there} channels, the model for {here}: {name} is {how}"
-                return weights | {name: adapt_input_conv(weights[name], here)}, (name,), (note,)
-    return weights, (), ()
+                return (name,), (
+                    f"{path.name} is for images of {there} channels, the model for {here}: {name} is {how}",
+                )
+    return (), ()
 
 
 def adapt_input_conv(weight: Tensor, channels: int) -> Tensor:
@@ -129,22 +130,6 @@ def adapt_input_conv(weight: Tensor, channels: int) -> Tensor:
         return weight.sum(1, keepdim=True)
     repeats = -(-channels // given)
     return torch.cat([weight] * repeats, 1)[:, :channels] * (given / channels)
-
-
-def check_kernels(weights: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
-    """Refuse depthwise convolutions of another kernel size.
-
-    Raises:
-        UsageError: the message names both sizes.
-    """
-    for name, tensor in own.items():
-        if name.endswith("dwconv.weight") and name in weights and weights[name].ndim == tensor.ndim:
-            there, here = weights[name].shape[-1], tensor.shape[-1]
-            if there != here and weights[name].shape[:2] == tensor.shape[:2]:
-                raise UsageError(
-                    f"{path} is for kernel size {there}, the model has {here}: create it with kernel_size={there}, "
-                    "or pass another file"
-                )
 
 
 def classifier_names(model: nn.Module, names: Iterable[str]) -> set[str]:
