@@ -97,7 +97,7 @@ def test_ctrl_c_says_what_is_left(run: str, capsys: Capture, monkeypatch: pytest
         (["run", "photos", "--top", "0"], 2, "top is 0, needs 1 or more"),
         (["run", "photos", "--device", "tpu"], 2, "device 'tpu' cannot be used here"),
         (["run", "photos", "--data", "photos"], 2, "--data is for --receptive-field, --activity, --similarity"),
-        (["run", "--activity", "--label", "cat"], 2, "--label is the class that maps over pictures explain"),
+        (["run", "--activity", "--label", "cat"], 2, "--label is the class"),
         (["run", "photos", "--out", "text"], 1, "cannot write text/0.png"),
         (["roadmap_micro/kernel_6", "photos"], 2, "roadmap_micro/kernel_6"),
         (["features.safetensors", "photos"], 2, "features.safetensors has no classifier, so there is no class"),

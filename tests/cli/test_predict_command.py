@@ -147,7 +147,7 @@ def test_csv(photos: dict[str, convnext.Prediction], capsys: Capture) -> None:
     assert main(["predict", "run", "photos", "gone.jpg", "--out", "deep/answers.csv"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines()[0] == "Answers: deep/answers.csv"
+    assert said.err.splitlines()[0] == "Predictions: deep/answers.csv"
     with Path("deep/answers.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["path", "label", "probability", "error", "label2", "probability2"]
@@ -249,7 +249,7 @@ def test_a_terminal_gets_bars_for_few_images_and_lines_for_many() -> None:
     few = on_a_terminal(["predict", "run", "photos/cat/0.jpg", "gone.jpg"])
     assert "█" in few
     assert few.count("%") == 2
-    assert "no answer for gone.jpg: no such file" in few
+    assert "no prediction for gone.jpg: no such file" in few
     many = on_a_terminal(["predict", "run", *["photos/cat/0.jpg"] * (FEW + 1)])
     assert "█" not in many
     assert many.count("photos/cat/0.jpg: ") == FEW + 1

@@ -200,7 +200,7 @@ def test_no_text_of_the_figure_is_cut_off_or_covered(run: str) -> None:
         (["run", "--receptive-field", "--data", "empty"], 2, "no images in empty: name a folder that has some"),
         (["run", "--receptive-field", "--data", "digit"], 2, "unknown data 'digit'"),
         (["run", "--receptive-field", "--data", "broken"], 1, "none of 1 images of broken can be read"),
-        (["run", "--receptive-field", "--kernels"], 2, "--receptive-field and --kernels are two things to look at"),
+        (["run", "--receptive-field", "--kernels"], 2, "--receptive-field and --kernels"),
         (["run", "--receptive-field", "--device", "tpu"], 2, "device 'tpu' cannot be used here"),
     ],
 )

@@ -13,7 +13,7 @@ from convnext.cli.evaluate_command import evaluate
 from convnext.cli.explain_command import explain
 from convnext.cli.export_command import export
 from convnext.cli.models_command import models
-from convnext.cli.options import note, speaks
+from convnext.cli.options import note, reports_usage
 from convnext.cli.predict_command import predict
 from convnext.cli.recipes_command import recipes
 from convnext.cli.roadmap_command import roadmap
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except ConvNeXtError as error:
         rank = os.environ.get("RANK", "0")  # torchrun's; what is wrong with the words, one process a machine says
-        if speaks() or not isinstance(error, UsageError):
+        if reports_usage() or not isinstance(error, UsageError):
             note(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}")
         return error.exit_status
     except KeyboardInterrupt as interrupt:

@@ -1,28 +1,23 @@
 """`convnext benchmark`."""
 
-import sys
-from typing import Annotated
-
-import tyro
-
-from convnext.cli.options import names, print_json, whole_numbers
+from convnext.cli.options import Device, Json, ModelNames, Trust, names, note, print_json, show, whole_numbers
 
 
 def benchmark(
-    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")] = ("convnext_tiny",),
+    models: ModelNames = ("convnext_tiny",),
     against: str = "",
     mode: str = "inference",
     batch: str = "16",
     precision: str = "auto",
     image_size: int | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     threads: int | None = None,
     rounds: int = 10,
     seconds: float = 60,
     race: bool = True,
     compile: bool = True,
-    trust: bool = False,
-    json: bool = False,
+    trust: Trust = False,
+    json: Json = False,
 ) -> None:
     """Measure how fast networks run on this machine, in every setting, against other libraries' and the machine's own
     matrix products.
@@ -32,26 +27,20 @@ def benchmark(
     allow; peak memory is the process's (a GPU's: what torch allocates on it).
 
     Args:
-        models: names of `convnext models`, references such as torchvision/resnet50, runs, weights files or exported
-            files.
         against: libraries whose same network to measure as well, separated by commas: timm,torchvision,transformers.
         mode: inference, training (forward, backward, AdamW), or inference,training.
         batch: images at a time; several, separated by commas, show how speed and memory grow.
         precision: fp32, bf16, or auto for all that the device computes in.
         image_size: pixels a side; the network's own by default, 224 for random weights.
-        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
         threads: of each process, pinned to as many processors; one for each core by default.
         rounds: turns of a row, at most.
         seconds: begin no further round later than this; for each mode, batch and precision.
         race: end settings of a network that another clearly beats, so that time is left for those that may be fastest.
         compile: try torch.compile as well, which takes up to a minute for each network, library and precision.
-        trust: open a .pt2 file that was not exported here as well, though it can run any code.
-        json: print the figures as one JSON document on stdout.
     """
     from convnext.benchmark.benchmark_plan import make_plan, open_network
     from convnext.benchmark.benchmark_table import tables
     from convnext.benchmark.comparison import Benchmark
-    from convnext.console import console_on, say
 
     plan = make_plan(
         [open_network(name, trust) for name in dict.fromkeys(models)],
@@ -69,13 +58,13 @@ def benchmark(
     )
     run = Benchmark(plan)
 
-    def show() -> None:
-        print_json(run.document()) if json else console_on(sys.stdout).print(tables(run.document()))
+    def print_figures() -> None:
+        print_json(run.document()) if json else show(tables(run.document()))
 
     try:
         for line in run.run():
-            say(line, console_on(sys.stderr))
+            note(line)
     except KeyboardInterrupt:
-        show()
+        print_figures()
         raise KeyboardInterrupt("Interrupted. What was measured until then is on stdout.") from None
-    show()
+    print_figures()

@@ -1,232 +1,187 @@
 """`convnext explain`."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from tyro.conf import Positional
+from convnext.cli.options import (
+    Device,
+    ImageNames,
+    Json,
+    ModelName,
+    Top,
+    Trust,
+    note,
+    print_json,
+    report_unreadable,
+    show,
+    warn,
+)
+from convnext.errors import UsageError
 
-from convnext.cli.options import note, print_json
-from convnext.errors import RunError, UsageError
+OVER_IMAGES = ("--receptive-field", "--activity", "--similarity")  # modes that average over the images of --data
 
-OVER_IMAGES = ("--receptive-field", "--activity", "--similarity")  # what averages over the images of --data
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of one call."""
-
-    run: str
-    others: tuple[str, ...]
-    out: Path | None
-    top: int
-    label: str | None
-    data: str | None
-    json: bool
-    device: str
-    image_size: int | None
-    trust: bool
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The models, in modes that take several."""
-        return (self.run, *self.others)
+Mode = tuple[str, list[Any], Callable[[], dict[str, Any]], Callable[..., Any], Callable[..., Any]]
 
 
 def explain(
-    run: Positional[str],
-    others: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")] = (),
+    model: ModelName,
+    others: ImageNames = (),
     receptive_field: bool = False,
     kernels: bool = False,
     activity: bool = False,
     architecture: bool = False,
     similarity: bool = False,
     out: Path | None = None,
-    top: int = 5,
+    top: Top = 5,
     label: str | None = None,
     data: str | None = None,
-    json: bool = False,
-    device: str = "auto",
+    json: Json = False,
+    device: Device = "auto",
     image_size: int | None = None,
-    trust: bool = False,
+    trust: Trust = False,
 ) -> None:
-    """Show what a network looks at in pictures: Grad-CAM and occlusion over each, beside its most probable classes.
+    """Explain predictions: Grad-CAM and occlusion over each image, beside its most probable classes.
 
-    What cannot be read is named at the end, on stderr; the rest is drawn, and the exit status is 1. Or, with an option,
-    show what is inside: then the other words are networks to compare.
+    Images that cannot be read are named at the end, on stderr; the others are drawn, and the exit status is 1. With an
+    option, show what is inside a model: the other arguments are models to compare then, and the name of a model without
+    weights means initial ones.
 
     Args:
-        run: a run's folder; a weights file or folder of any layout; VARIANT.TAG for the authors' published weights;
-            or the name of a network, such as roadmap_micro/kernel_7, which is untrained.
-        others: images: files, folders, patterns in quotes, or - for a list on standard input.
-        receptive_field: how far each stage sees, of one or more networks: trained beside untrained.
-        kernels: the depthwise kernels of the network.
-        activity: dead and saturated channels of each block, of one or more networks: trained beside untrained.
-        architecture: a drawing of the network, part by part with what each costs; of two networks, what differs.
-        similarity: how alike the feature maps of two networks are, block by block (CKA); of one, trained beside
+        receptive_field: how far each stage sees, of one or more models: trained beside untrained.
+        kernels: the depthwise kernels of the model.
+        activity: dead and saturated channels of each block, of one or more models: trained beside untrained.
+        architecture: a drawing of the model, stage by stage with the cost of each; of two models, what differs.
+        similarity: how alike the feature maps of two models are, block by block (CKA); of one, trained beside
             untrained.
-        out: folder for the figures; None for RUN/explain, or runs/explain-NAME where RUN is no run's folder.
-        top: classes to name for each image.
+        out: folder for the figures; None for RUN/explain, or runs/explain-NAME for other models.
         label: the class to explain; None for each image's most probable one.
         data: images that --receptive-field, --activity and --similarity are taken over: a folder or a data set's name;
             None for those that the run held out, or else two photographs.
-        json: print one JSON document on stdout.
-        device: auto (a GPU where there is one), cpu, cuda, mps or xpu.
-        image_size: pixels a side of the image that --architecture counts for; None for the run's own, or else 224.
-        trust: open a .pt2 file that was not exported here as well, though it can run any code.
+        image_size: height and width in pixels of the image that --architecture counts for; None for the run's own, or
+            else 224.
     """
-    modes: dict[str, tuple[bool, Callable[[Request], None]]] = {
-        "--receptive-field": (receptive_field, show_receptive_field),
-        "--kernels": (kernels, show_kernels),
-        "--activity": (activity, show_activity),
-        "--architecture": (architecture, show_architecture),
-        "--similarity": (similarity, show_similarity),
+    modes = {
+        "--receptive-field": receptive_field,
+        "--kernels": kernels,
+        "--activity": activity,
+        "--architecture": architecture,
+        "--similarity": similarity,
     }
-    request = Request(run, others, out, top, label, data, json, device, image_size, trust)
-    chosen = [(option, show) for option, (wanted, show) in modes.items() if wanted]
+    chosen = [option for option, is_wanted in modes.items() if is_wanted]
     if len(chosen) > 1:
-        raise UsageError(
-            f"{' and '.join(option for option, _ in chosen)} are two things to look at: call once for each"
-        )
-    option, show = chosen[0] if chosen else ("", show_maps)
+        raise UsageError(f"{' and '.join(chosen)} exclude each other: call once for each")
+    option = chosen[0] if chosen else ""
     if label is not None and option:
-        raise UsageError(f"--label is the class that maps over pictures explain, and {option} draws none: leave it out")
+        raise UsageError(f"--label is the class that heat maps explain, and {option} draws none: leave it out")
     if data is not None and option not in OVER_IMAGES:
         raise UsageError(f"--data is for {', '.join(OVER_IMAGES)}: leave it out, or add one of them")
     if image_size is not None and option != "--architecture":
         raise UsageError("--image-size is for --architecture: leave it out, or add that")
     if trust and option:
-        raise UsageError(f"--trust is for maps over pictures, and {option} looks into no exported file: leave it out")
-    show(request)
-
-
-def show_maps(request: Request) -> None:
-    """Maps over pictures."""
-    if not request.others:
-        raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
-    from convnext.console import console_on, image_progress, say_warnings
-    from convnext.explanation.explanations import explain_each, open_explained
+        raise UsageError(f"--trust is for heat maps, and {option} cannot look into an exported file: leave it out")
     from convnext.explanation.found import default_folder
+
+    folder = out or default_folder(model)
+    if option:
+        show_mode(look_inside(option, (model, *others), data, device, image_size), folder, json)
+    elif others:
+        show_heat_maps(model, others, folder, top, label, json, device, trust)
+    else:
+        raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
+
+
+def show_heat_maps(
+    model: str, images: Sequence[str], folder: Path, top: int, label: str | None, json: bool, device: str, trust: bool
+) -> None:
+    """Draw heat maps over images."""
+    from convnext.console import image_progress
+    from convnext.explanation.explanations import explain_each, open_explained
     from convnext.explanation.saliency_figure import FigureNames, draw_explanation
     from convnext.inference.inputs import expand_paths, pillow_warnings
     from convnext.inference.output import percent, printable
     from convnext.plotting import write_figure
 
-    paths = list(expand_paths(request.others, sys.stdin))
+    paths = list(expand_paths(images, sys.stdin))
     if not paths:
         raise UsageError("no images: standard input lists none")
-    classifier = open_explained(request.run, request.device, request.trust)
-    say_warnings(classifier.notes, console_on(sys.stderr))
-    folder, names = request.out or default_folder(request.run), FigureNames()
-    entries, unreadable = [], []
+    classifier = open_explained(model, device, trust)
+    warn(classifier.notes)
+    names, entries, unreadable = FigureNames(), [], []
     try:
-        with pillow_warnings(), image_progress(request.run, len(paths)) as show:
-            for explanation in explain_each(classifier, paths, request.label, request.top):
+        with pillow_warnings(), image_progress(model, len(paths)) as progress:
+            for explanation in explain_each(classifier, paths, label, top):
                 figure = None
                 if explanation.error:
                     unreadable.append(printable(f"{explanation.path}: {explanation.error}"))
                 else:
                     figure = folder / f"{names.of(explanation.path)}.png"
-                    write_figure(draw_explanation(explanation, request.run), figure)
-                    if not request.json:
+                    write_figure(draw_explanation(explanation, model), figure)
+                    if not json:
                         found = f"{explanation.label} {percent(explanation.probability or 0)}"
                         print(printable(f"{explanation.path}: {found}: {figure}"))
                 entries.append(explanation.to_dict() | {"figure": None if figure is None else str(figure)})
-                show(len(entries))
+                progress(len(entries))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Interrupted after {len(entries)} images; their figures are in {folder}") from None
-    if request.json:
+    if json:
         print_json(entries)
     if len(unreadable) < len(entries):
         note(f"Figures, as .png and .svg: {folder}")
-    say_warnings((f"no figure for {error}" for error in unreadable), console_on(sys.stderr))
-    if unreadable:
-        raise RunError(f"{len(unreadable):,} of {len(entries):,} images could not be read, they are named above")
+    report_unreadable("no figure", unreadable, len(entries))
 
 
-def show_receptive_field(request: Request) -> None:
-    """Effective receptive fields."""
-    from convnext.explanation.receptive_field import receptive_field, receptive_field_table
-    from convnext.explanation.receptive_field_figure import draw_fields
+def look_inside(option: str, names: tuple[str, ...], data: str | None, device: str, image_size: int | None) -> Mode:
+    """The file name, the results, and the functions that make their document, table and figure."""
+    most = {"--kernels": 1, "--architecture": 2, "--similarity": 2}.get(option, len(names))
+    if len(names) > most:
+        raise UsageError(f"{option} takes {most} model{'s or one' if most > 1 else ''}, {len(names)} were given")
+    if option == "--receptive-field":
+        from convnext.explanation.receptive_field import receptive_field, receptive_field_table
+        from convnext.explanation.receptive_field_figure import draw_fields
 
-    found = receptive_field(request.names, request.data, request.device)
-    show(request, "receptive-field", found.to_dict, receptive_field_table, draw_fields, found)
+        found = receptive_field(names, data, device)
+        return "receptive-field", [found], found.to_dict, receptive_field_table, draw_fields
+    if option == "--kernels":
+        from convnext.explanation.depthwise_kernels import depthwise_kernels, kernels_table
+        from convnext.explanation.depthwise_kernels_figure import draw_kernels
 
+        found = depthwise_kernels(names[0])
+        return "kernels", [found], found.to_dict, kernels_table, draw_kernels
+    if option == "--activity":
+        from convnext.explanation.activity import activity, activity_table
+        from convnext.explanation.activity_figure import draw_activity
 
-def show_kernels(request: Request) -> None:
-    """Depthwise kernels."""
-    from convnext.explanation.depthwise_kernels import depthwise_kernels, kernels_table
-    from convnext.explanation.depthwise_kernels_figure import draw_kernels
+        found = activity(names, data, device)
+        return "activity", [found], found.to_dict, activity_table, draw_activity
+    if option == "--similarity":
+        from convnext.explanation.similarity import similarity, similarity_table
+        from convnext.explanation.similarity_figure import draw_similarity
 
-    if request.others:
-        raise UsageError(f"--kernels takes one model, {len(request.names)} were given: call once for each")
-    found = depthwise_kernels(request.run)
-    show(request, "kernels", found.to_dict, kernels_table, draw_kernels, found)
-
-
-def show_activity(request: Request) -> None:
-    """Channel activity."""
-    from convnext.explanation.activity import activity, activity_table
-    from convnext.explanation.activity_figure import draw_activity
-
-    found = activity(request.names, request.data, request.device)
-    show(request, "activity", found.to_dict, activity_table, draw_activity, found)
-
-
-def show_architecture(request: Request) -> None:
-    """The drawing of one model, or of two with what differs."""
+        found = similarity(*names, data=data, device=device)
+        return "similarity", [found], found.to_dict, similarity_table, draw_similarity
     from convnext.explanation.architecture import architecture
     from convnext.explanation.architecture_figure import draw_architecture
     from convnext.explanation.difference import architecture_table, difference_document
     from convnext.inference.model import resolve
 
-    check_number(request, "--architecture")
-    opened = [resolve(name, "none") for name in request.names]
-    size = opened[0].image_size if request.image_size is None else request.image_size
-    models = [architecture(model.module, model.name, size) for model in opened]
-    name = "architecture" if len(models) == 1 else "difference"
-    document = models[0].to_dict if len(models) == 1 else lambda: difference_document(*models)
-    show(request, name, document, architecture_table, draw_architecture, *models)
+    models = [resolve(name, "none") for name in names]
+    size = models[0].image_size if image_size is None else image_size
+    found = [architecture(model.module, model.name, size) for model in models]
+    if len(found) == 1:
+        return "architecture", found, found[0].to_dict, architecture_table, draw_architecture
+    return "difference", found, lambda: difference_document(*found), architecture_table, draw_architecture
 
 
-def show_similarity(request: Request) -> None:
-    """The similarity of the feature maps of two models."""
-    from convnext.explanation.similarity import similarity, similarity_table
-    from convnext.explanation.similarity_figure import draw_similarity
-
-    check_number(request, "--similarity")
-    found = similarity(*request.names, data=request.data, device=request.device)
-    show(request, "similarity", found.to_dict, similarity_table, draw_similarity, found)
-
-
-def check_number(request: Request, option: str) -> None:
-    """Refuse more models than can be compared."""
-    if len(request.names) > 2:
-        raise UsageError(f"{option} takes one model or two, {len(request.names)} were given")
-
-
-def show(
-    request: Request,
-    file: str,
-    document: Callable[[], dict[str, Any]],
-    table: Callable[..., Any],
-    draw: Callable[..., Any],
-    *found: Any,
-) -> None:
+def show_mode(mode: Mode, folder: Path, json: bool) -> None:
     """Write the figure of a result; print its table or its document on stdout, the rest on stderr."""
-    from convnext.console import console_on, say_warnings
-    from convnext.explanation.found import default_folder
     from convnext.plotting import write_figure
 
+    file, found, document, table, draw = mode
     for result in found:
-        say_warnings(getattr(result, "notes", ()), console_on(sys.stderr))
-    path = (request.out or default_folder(request.run)) / f"{file}.png"
+        warn(getattr(result, "notes", ()))
+    path = folder / f"{file}.png"
     write_figure(draw(*found), path)
-    if request.json:
-        print_json(document() | {"figure": str(path)})
-    else:
-        console_on(sys.stdout).print(table(*found))
+    print_json(document() | {"figure": str(path)}) if json else show(table(*found))
     note(f"Figure, as .png and .svg: {path}")

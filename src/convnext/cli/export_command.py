@@ -1,20 +1,17 @@
 """`convnext export`."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tyro.conf import Positional
-
-from convnext.cli.options import note, print_json
+from convnext.cli.options import Json, ModelName, note, print_json, warn
 
 if TYPE_CHECKING:
     from convnext.exporting.export_job import ExportResult
 
 
 def export(
-    run: Positional[str],
+    model: ModelName,
     format: Literal["onnx", "torch", "openvino"],
     out: Path | None = None,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
@@ -22,7 +19,7 @@ def export(
     size: str | None = None,
     with_preprocessing: bool = False,
     images: Path | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Write a trained model as a file for another runtime, with its classes and preprocessing inside.
 
@@ -30,8 +27,6 @@ def export(
     evaluate and benchmark accept it like a run folder.
 
     Args:
-        run: a run folder; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the authors' published
-            weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         format: onnx (.onnx); torch, a program of torch.export (.pt2); or openvino (.xml and .bin).
         out: the file; by default in the run folder, or beside the weights file.
         precision: fp32; bf16; or int8, calibrated with the run's training images or with --images.
@@ -39,13 +34,11 @@ def export(
         size: height and width in pixels, by default the model's, or dynamic for any.
         with_preprocessing: take images (N, H, W, 3) in uint8, RGB, resized and cropped; give probabilities.
         images: a folder of images for the check and for int8 calibration, instead of the run's.
-        json: print the result as JSON on stdout.
     """
-    from convnext.console import console_on, say_warnings
     from convnext.exporting.export_job import export
 
     result = export(
-        run,
+        model,
         format,
         out=out,
         precision=precision,
@@ -54,7 +47,7 @@ def export(
         with_preprocessing=with_preprocessing,
         images=images,
     )
-    say_warnings(result.notes, console_on(sys.stderr))
+    warn(result.notes)
     if json:
         print_json(result.to_dict())
         return

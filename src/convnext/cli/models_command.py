@@ -1,33 +1,45 @@
 """`convnext models`."""
 
+import dataclasses
 import sys
 
 from tyro.conf import Positional
 
-from convnext.cli.options import print_json
+from convnext.cli.options import Json, print_json
 from convnext.errors import UsageError
 
 
 def models(
-    pattern: Positional[str] = "*", pretrained: bool = False, image_size: int | None = None, json: bool = False
+    pattern: Positional[str] = "*", pretrained: bool = False, image_size: int | None = None, json: Json = False
 ) -> None:
-    """List networks with their parameters, multiply-accumulates and activations for one image; or published weights.
+    """List models with their parameters, multiply-accumulates and activations for one image; or published weights.
 
     Args:
-        pattern: a name or a shell-style pattern: 'convnextv2_*', 'roadmap_tiny/*', 'torchvision/resnet*'.
-        pretrained: list the authors' published weights of these networks instead: data, accuracy, licence, size, and
+        pattern: a name or a shell-style pattern: 'convnextv2_*', 'roadmap_tiny/*', 'torchvision/resnet*'; or a run
+            folder, a weights file or VARIANT.TAG.
+        pretrained: list the authors' published weights of these models instead: data, accuracy, licence, size, and
             whether the file is on this machine.
-        image_size: pixels a side of the image that is counted for; None for 224.
-        json: print the list as JSON on stdout.
+        image_size: height and width in pixels of the image that is counted for; None for 224, or the model's own.
     """
     from convnext.console import console_on
+    from convnext.inference.model import resolve
     from convnext.models import model_costs
+    from convnext.models.cost import cost
     from convnext.study.study_table import family_table
+    from convnext.weights.names import parse_name
     from convnext.weights.published import listing, listing_table
 
     if pretrained and image_size is not None:
         raise UsageError("published weights have an image size of their own: leave --image-size or --pretrained out")
-    rows = listing(pattern) if pretrained else model_costs(pattern, 224 if image_size is None else image_size)
+    name = parse_name(pattern)
+    if pretrained:
+        rows = listing(pattern)
+    elif name.kind == "published" or (name.is_path and name.path.exists()):
+        model = resolve(pattern, "none")
+        size = image_size or model.image_size
+        rows = [{"name": model.name} | dataclasses.asdict(cost(model.module, size)) | {"image_size": size}]
+    else:
+        rows = model_costs(pattern, 224 if image_size is None else image_size)
     if json:
         print_json(rows)
     else:

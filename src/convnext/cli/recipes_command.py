@@ -5,16 +5,15 @@ import sys
 
 from tyro.conf import Positional
 
-from convnext.cli.options import print_json
+from convnext.cli.options import Json, print_json
 from convnext.errors import unknown_name
 
 
-def recipes(name: Positional[str] = "", json: bool = False) -> None:
+def recipes(name: Positional[str] = "", json: Json = False) -> None:
     """List the named recipes, or show one in full.
 
     Args:
         name: a recipe's name, to see every field of it; all in a table unless given.
-        json: print name, contract and every field of each as JSON on stdout.
     """
     from rich.table import Table
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from convnext.cli.options import interruptible, names, note, print_json
+from convnext.cli.options import Device, Json, interruptible, names, note, print_json, show
 
 
 def roadmap(
@@ -17,8 +17,8 @@ def roadmap(
     image_size: int | None = None,
     train: bool = True,
     out: Path | None = None,
-    device: str = "auto",
-    json: bool = False,
+    device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Turn a ResNet into a ConvNeXt step by step: cost, speed and accuracy of every step as table, figure and page.
 
@@ -37,8 +37,6 @@ def roadmap(
         image_size: pixels a side; the data's recipe decides by default.
         train: with --no-train, count and measure only.
         out: folder for the results; runs/roadmap-REGIME-DATA by default, with --no-train none.
-        device: auto (a GPU where there is one), cpu, cuda, mps.
-        json: print the results document on stdout.
     """
     from convnext.console import console_on
     from convnext.study.plan import make_plan
@@ -65,7 +63,7 @@ def roadmap(
     if json:
         print_json(results)
     else:
-        console_on(sys.stdout).print(table(results))
+        show(table(results))
     if page:
         for kind, name in (("Data", "results.json"), ("Figure", "roadmap.png"), ("Report", page.name)):
             note(f"{kind + ':':8}{page.with_name(name)}")

@@ -1,19 +1,15 @@
 """`convnext serve`."""
 
-import sys
-
-from tyro.conf import Positional
-
-from convnext.cli.options import note
-from convnext.errors import UsageError
+from convnext.cli.options import Device, ModelName, Trust, note, warn
+from convnext.environment import import_extra
 
 
 def serve(
-    run: Positional[str],
+    model: ModelName,
     host: str = "127.0.0.1",
     port: int = 8000,
     top: int = 5,
-    device: str = "auto",
+    device: Device = "auto",
     max_batch: int = 16,
     max_wait_ms: float = 2,
     max_bytes: int = 32 * 2**20,
@@ -21,7 +17,7 @@ def serve(
     max_files: int = 32,
     queue: int = 128,
     timeout: float = 30,
-    trust: bool = False,
+    trust: Trust = False,
 ) -> None:
     """Serve a trained model: a page to drop images on, and POST /predict for programs.
 
@@ -29,12 +25,9 @@ def serve(
     Ctrl-C (status 130) finish the requests in progress. Nothing that a client sends is written to a disk.
 
     Args:
-        run: a run folder; an exported file; a weights file or folder of any layout; VARIANT or VARIANT.TAG for the
-            authors' published weights (convnext_tiny.in22k_in1k); or torchvision/NAME, timm/NAME for a library's.
         host: the address to listen on; 0.0.0.0 for all of this machine's: everyone who can reach it may use it.
         port: the port to listen on; 0 for any free one.
         top: classes per image, unless a request says how many.
-        device: auto (a GPU if there is one), cpu, cuda, mps or xpu.
         max_batch: images per batch.
         max_wait_ms: milliseconds that an image waits for others to form a batch.
         max_bytes: of a request's body; a larger one gets status 413.
@@ -42,17 +35,9 @@ def serve(
         max_files: files per request; more get status 422.
         queue: images of all requests in progress; more get status 429.
         timeout: seconds per request; then it gets status 503.
-        trust: also open a .pt2 file that was not exported here, though it can run any code.
     """
-    try:
-        import fastapi  # noqa: F401
-        import httptools  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"serving needs {error.name}: pip install 'convnext[serve]'") from error
-    from convnext.console import console_on, say_warnings
+    for package in ("fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn"):
+        import_extra(package, "serve")
     from convnext.inference.classifier import open_classifier
     from convnext.serve.limits import Limits
     from convnext.serve.server import bind, browser_address, is_local, serve
@@ -61,13 +46,11 @@ def serve(
     limits = Limits(max_batch, max_wait_ms, max_bytes, max_pixels, max_files, queue, timeout)
     listener = bind(host, port)
     try:
-        classifier = open_classifier(run, device, trust)
-        say_warnings(classifier.notes, console_on(sys.stderr))
+        classifier = open_classifier(model, device, trust)
+        warn(classifier.notes)
         if not is_local(listener):
-            say_warnings(
-                [f"everyone who can reach {host} may use this server: it has no password"], console_on(sys.stderr)
-            )
+            warn([f"everyone who can reach {host} may use this server: it has no password"])
         service = Service(classifier, limits, top, note)
-        serve(service, listener, lambda: note(f"Serving {run}: {browser_address(listener)}  (Ctrl-C stops)"))
+        serve(service, listener, lambda: note(f"Serving {model}: {browser_address(listener)}  (Ctrl-C stops)"))
     finally:
         listener.close()

@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
-from convnext.cli.options import interruptible, note, speaks
+from convnext.cli.options import Json, interruptible, note, reports_usage
 from convnext.errors import UsageError
 from convnext.files import is_vacant
 from convnext.training.recipe import Recipe
@@ -35,8 +35,7 @@ class TrainArguments(Recipe):
     """the run's folder; None for runs/MODEL-DATA."""
     resume: bool = True
     """resume the run in that folder; with --no-resume, a folder that is not empty is refused."""
-    json: bool = False
-    """print the outcome as JSON on the last line of stdout."""
+    json: Json = False
 
 
 def train(arguments: TrainArguments, why: str) -> None:
@@ -81,7 +80,7 @@ def parse_train(words: Sequence[str]) -> tuple[TrainArguments, str]:
     from convnext.training.recipe_choice import choose_recipe
 
     without_help = [word for word in words if word not in ("-h", "--help")]
-    with nullcontext() if speaks() else redirect_stderr(io.StringIO()):
+    with nullcontext() if reports_usage() else redirect_stderr(io.StringIO()):
         asked = tyro.cli(TrainArguments, prog="convnext train", args=without_help, default=TrainArguments(model=""))
         choice = choose_recipe(asked.data, asked.recipe, asked.model or None)
         default = TrainArguments(**recipe_fields(choice.recipe))
