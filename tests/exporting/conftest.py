@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import convnext
-from convnext.data import load_data
+from convnext.data import MemoryImages, load_data
 from convnext.training.build import build_model
 from convnext.training.checkpoint import RunFolder
 from convnext.training.recipe import Recipe
@@ -63,6 +63,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def prepared(run: Path, count: int) -> torch.Tensor:
     """Digits as the run sees them, (count, 3, 32, 32)."""
-    held_out = load_data("digits").val
+    digits = load_data("digits").val
+    assert isinstance(digits, MemoryImages)
     preprocessing = convnext.load(run).preprocessing
-    return torch.stack([preprocessing(held_out.read(index)[0]) for index in range(count)])
+    return torch.stack([preprocessing(digits.read(index)[0]) for index in range(count)])
