@@ -42,7 +42,7 @@ def random_network(**options: Any) -> nn.Module:
 def test_from_the_server_to_the_outputs(published_here: Server, tmp_path: Path) -> None:
     theirs = random_network()
     publish(published_here, ATTO, theirs.state_dict(), tmp_path)
-    with pytest.warns(LicenceWarning, match="convnextv2_atto's in1k weights are licensed under CC-BY-NC-4.0") as said:
+    with pytest.warns(LicenceWarning, match="CC-BY-NC-4.0") as said:
         model = create_model("convnextv2_atto", pretrained="in1k", drop_path_rate=0.1)
     assert said[0].filename == __file__
     assert model.training
@@ -118,31 +118,23 @@ def test_true_is_the_best_classifier_at_224(name: str, tag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "pretrained", "message"),
+    ("name", "pretrained", "named"),
     [
-        ("convnext_tiny", "in21k", r"unknown published weights of convnext_tiny 'in21k': did you mean .*in22k"),
-        ("convnext_tiny", "", "unknown published weights of convnext_tiny '': did you mean in1k"),
-        ("convnext_atto", "in1k", "no published weights 'in1k' for convnext_atto: there are some for convnext_base, "),
-        ("convnext_atto", True, "no published weights 'in1k' for convnext_atto"),
-        ("convnext_tinny", True, "unknown model 'convnext_tinny': did you mean convnext_tiny"),
-        ("roadmap_micro/resnet", "in1k", "no published weights 'in1k' for roadmap_micro/resnet"),
-        ("roadmap_tiny/separate_downsampling", "in1k", "create convnext_tiny, which is roadmap_tiny/separate_downs"),
-        (
-            "timm/convnext_tiny",
-            True,
-            r"its library's by timm.create_model\('convnext_tiny', pretrained=True\)",
-        ),
-        (
-            "torchvision/swin_t",
-            True,
-            r"its library's by torchvision.models.get_model\('swin_t', weights='DEFAULT'\)",
-        ),
-        (convnext.Design(), True, "no weights are published for a Design"),
+        ("convnext_tiny", "in21k", r"in21k.*in22k"),
+        ("convnext_tiny", "", "in1k"),
+        ("convnext_atto", "in1k", r"convnext_atto.*convnext_base"),
+        ("convnext_atto", True, "convnext_atto"),
+        ("convnext_tinny", True, r"convnext_tinny.*convnext_tiny"),
+        ("roadmap_micro/resnet", "in1k", "roadmap_micro/resnet"),
+        ("roadmap_tiny/separate_downsampling", "in1k", "create convnext_tiny"),
+        ("timm/convnext_tiny", True, r"timm.create_model\('convnext_tiny', pretrained=True\)"),
+        ("torchvision/swin_t", True, r"torchvision.models.get_model\('swin_t', weights='DEFAULT'\)"),
+        (convnext.Design(), True, "Design"),
     ],
     ids=str,
 )
-def test_weights_that_are_not_published(name: Any, pretrained: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_weights_that_are_not_published(name: Any, pretrained: Any, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
         create_model(name, pretrained=pretrained)
 
 

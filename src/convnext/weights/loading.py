@@ -101,21 +101,16 @@ def reshaped(tensor: Tensor, own: Tensor | None) -> Tensor:
 
 def adapt_channels(
     weights: dict[str, Tensor], own: dict[str, Tensor], path: Path
-) -> tuple[str | None, tuple[str, ...]]:
-    """Convert the first layer, in place, to the model's number of input channels.
-
-    Returns:
-        The tensor's name, or None, and notes.
-    """
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Convert the first layer in ``weights`` to the model's number of input channels; return its name and a note."""
     for name in FIRST_LAYERS:
         if name in weights and name in own and weights[name].ndim == own[name].ndim == 4:
             there, here = weights[name].shape[1], own[name].shape[1]
             if there != here and there > 0:
                 weights[name] = adapt_input_conv(weights[name], here)
                 how = "summed" if here == 1 else "repeated and rescaled"
-                return (name,), (
-                    f"{path.name} is for images of {there} channels, the model for {here}: {name} is {how}",
-                )
+                note = f"{path.name} is for images of {there} channels, the model for {here}: {name} is {how}"
+                return (name,), (note,)
     return (), ()
 
 
