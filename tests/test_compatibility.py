@@ -52,6 +52,13 @@ def test_runs_and_weights_compute_the_same(old: Path, expected: dict[str, Any]) 
         torch.testing.assert_close(outputs, torch.tensor(expected["weights"]), atol=1e-4, rtol=1e-4)
 
 
+def test_a_run_predicts_the_same(old: Path, expected: dict[str, Any]) -> None:
+    (prediction,) = convnext.load(old / "run").predict(old / "images" / "one.png")
+    label, probability = expected["predictions"][0]
+    assert prediction.label == label
+    assert prediction.probability == pytest.approx(probability, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", EXTRAS)
 def test_exported_files_compute_the_same(name: str, old: Path, expected: dict[str, Any]) -> None:
     pytest.importorskip(EXTRAS[name])
@@ -71,6 +78,21 @@ def test_a_stopped_run_resumes(old: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["epoch"] for line in after] == [1, 2, 3, 4]
 
 
+def test_a_study_is_continued_in_its_folder(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = shutil.copytree(old / "study", tmp_path / "study")
+    before = json.loads((study / "results.json").read_text())
+    arguments = ["roadmap", "--no-train", "--steps", "resnet", "--image-size", "32", "--out", "study"]
+    assert main([*arguments, "--json"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    for key in ("key", "design", "params", "macs", "activations"):
+        assert after["steps"][0][key] == before["steps"][0][key]
+    identity = json.loads((study / "study.json").read_text())
+    assert identity == json.loads((old / "study" / "study.json").read_text())
+
+
 def missing_keys(old: Any, new: Any, path: str = "") -> list[str]:
     """The keys of an old document that a new one does not have; of lists the first entries are compared."""
     if isinstance(old, dict):
@@ -78,8 +100,10 @@ def missing_keys(old: Any, new: Any, path: str = "") -> list[str]:
             return [path]
         found = [f"{path}.{key}" for key in old if key not in new]
         return found + [one for key in old if key in new for one in missing_keys(old[key], new[key], f"{path}.{key}")]
-    if isinstance(old, list) and old and isinstance(new, list) and new:
-        return missing_keys(old[0], new[0], f"{path}[]")
+    if isinstance(old, list):
+        if not isinstance(new, list) or (old and not new):
+            return [path]
+        return missing_keys(old[0], new[0], f"{path}[]") if old else []
     return []
 
 
