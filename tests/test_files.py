@@ -50,7 +50,7 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match=r"the disk is full: .*No space left"):
+    with pytest.raises(RunError, match="disk is full"):
         write_atomically(tmp_path / "file", "text")
     assert not list(tmp_path.iterdir())
 

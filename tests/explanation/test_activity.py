@@ -114,7 +114,7 @@ def test_other_libraries_networks(name: str, blocks: int, channels: tuple[int, i
 def test_values_that_are_not_finite() -> None:
     model: Any = convnext.create_model("convnext_atto", num_classes=3).eval()
     nn.init.constant_(model.stages[1][0].pwconv1.bias, float("nan"))
-    with pytest.raises(RunError, match=r"activations of stages\.1\.0 are not finite"):
+    with pytest.raises(RunError, match=r"stages\.1\.0"):
         block_activity(model, torch.randn(1, 3, 32, 32))
 
 

@@ -133,7 +133,7 @@ def test_no_gradient_and_broken_ones() -> None:
     (stage,) = stage_fields(Convolutions(1, weight=0).eval(), torch.randn(1, 1, 8, 8))
     assert stage.side(0.5) is None
     assert stage.to_dict()["side_95"] is None
-    with pytest.raises(RunError, match="gradients of Convolutions are not finite"):
+    with pytest.raises(RunError, match="Convolutions"):
         stage_fields(Convolutions(1, weight=float("nan")).eval(), torch.randn(1, 1, 8, 8))
 
 
