@@ -82,5 +82,5 @@ def load_held_out(name: str) -> HeldOut:
 
 
 def has_folders(folder: Path) -> bool:
-    """Whether there are folders in a folder, as there are in one that has a folder a class."""
+    """True if a folder contains folders, as one with a folder per class does."""
     return folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())

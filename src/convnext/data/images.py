@@ -81,7 +81,7 @@ def read_picture(path: Path) -> Image.Image:
 def readable(
     readers: Iterable[Callable[[], Image.Image]], prepare: Callable[[Image.Image], Prepared]
 ) -> tuple[list[Prepared], list[str]]:
-    """What is prepared of pictures, and why some are left out: they cannot be read, or are too narrow to be resized.
+    """Prepare images; returns the results, and the reasons for those left out: unreadable, or too narrow to resize.
 
     Args:
         readers: what reads each picture.
@@ -220,13 +220,13 @@ class ImageData:
 
     @property
     def is_gone(self) -> bool:
-        """Whether a folder that its files were in is not there any more."""
+        """True if a folder of its files no longer exists."""
         parts = [part for part in (self.train, self.val) if isinstance(part, FileImages)]
         return not all(folder.is_dir() for part in parts for folder in part.folders)
 
     @property
     def fingerprint(self) -> str:
-        """What tells this data from the same name with other images: counts, and a digest of classes and files."""
+        """Tells this data from other images of the same name: counts, and a digest of classes and files."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for part in (self.train, self.val):
             if isinstance(part, FileImages):

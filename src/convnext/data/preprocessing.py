@@ -1,4 +1,4 @@
-"""How images are prepared for a network, as data that goes with it: timm's evaluation, without importing timm."""
+"""A model's preprocessing, as data that goes with it: timm's evaluation transform, without importing timm."""
 
 import dataclasses
 import math
@@ -102,7 +102,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Any) -> "Preprocessing":
-        """What :meth:`to_dict` wrote.
+        """The inverse of :meth:`to_dict`.
 
         Raises:
             UsageError: fields are missing or unknown, or a value is out of range.
@@ -184,7 +184,7 @@ def centred(side: int, crop: int) -> int:
 
 
 def is_number(value: Any, kinds: Any = int | float) -> bool:
-    """Whether a value is a finite number, which True and False are not."""
+    """True if a value is a finite number; bools are not."""
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -35,7 +35,7 @@ SYNC_EVERY = 10  # steps on a GPU, where a synchronization waits for the work in
 
 @dataclass(frozen=True)
 class Objects:
-    """What the caller passes in place of a recipe's strings.
+    """Objects that the caller passes in place of a recipe's strings.
 
     Attributes:
         model: takes images (N, 3, H, W), returns logits (N, classes). It is trained in place, from the weights that it
@@ -331,6 +331,6 @@ def load_start(training: Training) -> tuple[str, ...]:
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """How images are prepared for the recipe's model in evaluation: those held in memory are not cropped."""
+    """The preprocessing of the recipe's model in evaluation: images held in memory are not cropped."""
     prepare = Preprocessing.whole if recipe.data in NAMES else Preprocessing.published
     return prepare(recipe.evaluation_size)

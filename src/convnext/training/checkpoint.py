@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def preprocessing(self) -> Path:
-        """How images are prepared for the model."""
+        """The file that holds the preprocessing of the model's images."""
         return self.dir / "preprocessing.json"
 
     def check(self, recipe: Recipe, data: ImageData, model: nn.Module | None = None) -> None:
@@ -201,5 +201,5 @@ class Checkpoints:
 
     @property
     def advice(self) -> str:
-        """How to resume."""
+        """A hint on resuming, for messages."""
         return f"the same command resumes from the last checkpoint in {self.run.dir}"

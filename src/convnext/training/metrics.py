@@ -1,4 +1,4 @@
-"""Exact metrics over a split: every image once, on one process or many."""
+"""Exact metrics over a split: every image once, on one rank or many."""
 
 import math
 import time
@@ -21,21 +21,17 @@ BINS = 15  # of the calibration error
 
 
 class Rows(NamedTuple):
-    """What the metrics are made of, on the CPU, a row an image: all are (N,).
+    """The outcome for every image, on the CPU."""
 
-    ``labels`` and ``predictions`` are class indices; ``in_top5`` whether the label is among the five best; ``losses``
-    the cross-entropies, in nats; ``confidences`` the probabilities of the predictions.
-    """
-
-    labels: Tensor
-    predictions: Tensor
-    in_top5: Tensor
-    losses: Tensor
-    confidences: Tensor
+    labels: Tensor  # (N,), class indices
+    predictions: Tensor  # (N,), class indices
+    in_top5: Tensor  # (N,), True where the label is among the five highest logits
+    losses: Tensor  # (N,), cross-entropies in nats
+    confidences: Tensor  # (N,), probabilities of the predictions
 
 
 class ClassScores(NamedTuple):
-    """One class: precision, recall and F1 from 0 to 1 (0 where nothing can be divided), and how many images it has."""
+    """One class: precision, recall and F1 from 0 to 1 (0 where undefined), and its number of images."""
 
     precision: float
     recall: float
@@ -44,7 +40,7 @@ class ClassScores(NamedTuple):
 
 
 class CalibrationBin(NamedTuple):
-    """The images whose confidence is in (low, high]: how many, their mean confidence, and the part that is right."""
+    """The images with a confidence in (low, high]: their number, mean confidence and accuracy (0 to 1)."""
 
     low: float
     high: float
@@ -55,33 +51,26 @@ class CalibrationBin(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """A split's metrics; none depends on the order of the images, on batches or on ranks.
-
-    Attributes:
-        rows: the outcome for every image.
-        num_classes: how many classes the network tells apart.
-        unreadable: the files that could not be read.
-        seconds: the whole pass: reading, preparing, and the network.
-    """
+    """A split's metrics, which depend neither on the order of the images nor on batches or ranks."""
 
     rows: Rows
     num_classes: int
-    unreadable: tuple[str, ...]
-    seconds: float
+    unreadable: tuple[str, ...]  # error messages of the files that could not be read
+    seconds: float  # of the whole pass: reading, preprocessing, and the model
 
     @property
     def images(self) -> int:
-        """How many images were evaluated."""
+        """The number of images evaluated."""
         return len(self.rows.labels)
 
     @cached_property
     def top1(self) -> float:
-        """How many predictions are right, in %."""
+        """Accuracy in %."""
         return 100 * int((self.rows.predictions == self.rows.labels).sum()) / self.images
 
     @cached_property
     def top5(self) -> float:
-        """For how many images the label is among the five best classes, in %."""
+        """Accuracy in % where the five highest logits count."""
         return 100 * int(self.rows.in_top5.sum()) / self.images
 
     @cached_property
@@ -91,18 +80,18 @@ class Metrics:
 
     @property
     def images_per_second(self) -> float:
-        """Images a second over the whole pass."""
+        """Images per second over the whole pass."""
         return self.images / self.seconds
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Counts (num_classes, num_classes): images of the row's class that were taken for the column's."""
+        """Counts (num_classes, num_classes): images of the row's class predicted as the column's."""
         cells = self.rows.labels * self.num_classes + self.rows.predictions
         return cells.bincount(minlength=self.num_classes**2).view(self.num_classes, self.num_classes)
 
     @cached_property
     def per_class(self) -> list[ClassScores]:
-        """Scores of every class, in the network's order."""
+        """Scores of every class, in the order of the logits."""
         right = self.confusion.diagonal().double()
         predicted, support = self.confusion.sum(0), self.confusion.sum(1)
         precision, recall = (right / count.clamp(min=1) for count in (predicted, support))
@@ -112,7 +101,7 @@ class Metrics:
 
     @cached_property
     def calibration(self) -> list[CalibrationBin]:
-        """The images by confidence, in 15 bins of equal width; an empty bin has confidence and accuracy 0."""
+        """The images in 15 bins of equal width by confidence; an empty bin has confidence and accuracy 0."""
         confidences = self.rows.confidences.double()
         right = (self.rows.predictions == self.rows.labels).double()
         place = (confidences * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
@@ -139,13 +128,13 @@ def evaluate(
 ) -> Metrics:
     """Evaluate a classifier; the model is left in evaluation mode.
 
-    Within a process group, each rank gives the batches of its own share of the images, which may be of any size or
-    empty, and every rank gets the metrics of all shares together.
+    In a process group, each rank passes the batches of its own images, of any number, and every rank gets the metrics
+    of all.
 
     Raises:
-        RunError: not one image could be read, by any rank.
+        RunError: no rank could read an image.
     """
-    # Ranks give different numbers of batches, and DistributedDataParallel's forward pass may wait for the others.
+    # Ranks have different numbers of batches, and DistributedDataParallel's forward pass may wait for the others.
     network = model.module if isinstance(model, DistributedDataParallel) else model
     network.eval()
     parts, unreadable, start = [], [], time.perf_counter()
@@ -180,5 +169,5 @@ def rows_of(logits: Tensor, labels: Tensor) -> Rows:
 
 
 def joined(columns: Iterable[Iterable[Tensor]]) -> Rows:
-    """Rows from the parts of each column."""
+    """Concatenate the rows of several batches, given by column."""
     return Rows(*(torch.cat(list(column)) for column in columns))

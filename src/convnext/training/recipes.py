@@ -153,7 +153,7 @@ def finetune(data: str, model: str = "convnext_tiny") -> Recipe:
     """A folder of photographs, from published weights: 30 epochs at 224 px with small rates near the input.
 
     Command: ``convnext train FOLDER``, where the weights are at hand; ``--recipe finetune`` fetches them. Hardware: one
-    GPU; processor cores for some hundred images. Expected: depends on the data; no figure is claimed.
+    GPU; CPU cores for some hundred images. Expected: depends on the data; no figure is claimed.
     """
     return Recipe(
         data=data,
@@ -178,7 +178,7 @@ def small(data: str, model: str = "convnext_atto") -> Recipe:
     """Small images or little data, from scratch: a finer stem, milder augmentation, a smaller network, 100 epochs.
 
     Command: ``convnext train FOLDER`` or ``convnext train cifar10``. Hardware: one GPU; for some hundred images two
-    processor cores, for which the choice by the data takes 96 px, the stem of 4 and 60 epochs. Expected: depends on the
+    CPU cores, for which the choice by the data takes 96 px, the stem of 4 and 60 epochs. Expected: depends on the
     data; no figure is claimed.
     """
     is_cifar = data in ("cifar10", "cifar100")
@@ -203,7 +203,7 @@ def small(data: str, model: str = "convnext_atto") -> Recipe:
 def digits(data: str = "digits", model: str = "roadmap_micro/separate_downsampling") -> Recipe:
     """scikit-learn's handwritten digits at 32 px: the micro ConvNeXt, in seconds.
 
-    Command: ``convnext train digits``. Hardware: two processor cores. Expected: at least 98.5 % top-1 on the 360
+    Command: ``convnext train digits``. Hardware: two CPU cores. Expected: at least 98.5 % top-1 on the 360
     held-out digits within three minutes (measured; see ``benchmarks/results``).
     """
     return Recipe(
