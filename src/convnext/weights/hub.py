@@ -150,11 +150,8 @@ def unavailable(row: Published, why: str) -> RunError:
         "or set CONVNEXT_WEIGHTS to the folder that has it",
     ]
     if row.hub:
-        folder = f"models--{row.hub.replace('/', '--')}"
-        ways.append(
-            f"- run `hf download {row.hub} {HUB_FILE}` and copy the folder {folder} of its cache into "
-            f"{constants.HF_HUB_CACHE} here"
-        )
+        folder = f"models--{row.hub.replace('/', '--')} of its cache into {constants.HF_HUB_CACHE}"
+        ways.append(f"- run `hf download {row.hub} {HUB_FILE}` and copy the folder {folder} here")
     if variable := offline_variable():
         ways.append(f"- unset {variable} to let this program download it")
     return RunError("\n  ".join(ways))

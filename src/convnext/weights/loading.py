@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.errors import UsageError
-from convnext.models.convnext import IsotropicConvNeXt, StagedNetwork
+from convnext.models.protocol import Network
 from convnext.weights.layouts import OfficialWeights, to_official
 from convnext.weights.reading import MAX_LISTED, read_weights, weights_file
 
@@ -62,7 +62,7 @@ def load_weights(model: nn.Module, path: str | Path) -> Loaded:
     own = model.state_dict()
     if any(tensor.is_meta for tensor in own.values()):
         raise UsageError("the model is on the meta device, which holds no values: create it on another device")
-    official = to_official(read) if isinstance(model, StagedNetwork | IsotropicConvNeXt) else None
+    official = to_official(read) if isinstance(model, Network) else None
     found = official or OfficialWeights("the library's own", read, ())
     weights = {name: reshaped(tensor, own.get(name)) for name, tensor in found.weights.items()}
     adapted, channel_notes = adapt_channels(weights, own, path)
@@ -128,13 +128,11 @@ def adapt_input_conv(weight: Tensor, channels: int) -> Tensor:
 
 
 def classifier_names(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Select the names of the classifier: ``get_classifier``'s, else ``head``'s, else those of the last layer."""
+    """Select the names of the classifier: ``get_classifier``'s, else those of the last layer."""
     modules = dict(model.named_modules())
     if hasattr(model, "get_classifier"):
         found = model.get_classifier()  # pyright: ignore[reportCallIssue]
         layers = found if isinstance(found, tuple) else (found,)
-    elif "head" in modules and hasattr(model, "smallest_image"):
-        layers = (modules["head"],)
     else:
         layers = [module for module in modules.values() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
     prefixes = tuple(f"{name}." for name, module in modules.items() if any(module is layer for layer in layers))

@@ -14,11 +14,7 @@ from torch import Tensor, nn
 from convnext.data.preprocessing import EVAL_CROP, MEAN, STD, Preprocessing
 from convnext.errors import RunError, UsageError, printable, reason
 from convnext.files import read_json
-from convnext.weights.hub_configs import (
-    read_timm_config,
-    read_transformers_config,
-    read_transformers_preprocessor,
-)
+from convnext.weights.hub_configs import read_timm_config, read_transformers_config, read_transformers_preprocessor
 from convnext.weights.layouts import DINOV3, to_official
 from convnext.weights.loading import check_fit, reshaped, unused_notes
 from convnext.weights.reading import BEST, IN_FOLDERS, is_safetensors, read_weights, weights_file
@@ -157,14 +153,11 @@ def with_final_norm(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Add the final norm, which masked pre-training and backbones lack, with its initial values; and a note on it."""
     absent = [name for name in own if name.startswith("norm.") and name not in weights]
-    if not absent:
-        return weights, ()
-    like = next(iter(weights.values()))
-    fresh = {
-        name: like.new_ones(own[name].shape) if name.endswith("weight") else like.new_zeros(own[name].shape)
-        for name in absent
+    dtype = next(iter(weights.values())).dtype
+    initial = {
+        name: torch.full(own[name].shape, float(name.endswith("weight")), dtype=dtype, device="cpu") for name in absent
     }
-    return weights | fresh, (f"{path.name} has no final norm: it keeps its initial values",)
+    return weights | initial, (f"{path.name} has no final norm: it keeps its initial values",) if absent else ()
 
 
 def describe(path: Path) -> Description:
