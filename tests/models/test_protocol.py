@@ -16,6 +16,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 
 import convnext
+from convnext.acceleration.folding import folded
 from convnext.models import FeatureNet
 from convnext.models.convnext import Block
 from convnext.models.design import DesignBlock
@@ -175,6 +176,7 @@ def test_kernels_leave_dilated_convolutions_alone(name: str) -> None:
     plain, fast = kernels_for(model)
     torch.testing.assert_close(fast(IMAGES), plain(IMAGES), rtol=1e-4, atol=1e-4)
     model.eval()
+    torch.testing.assert_close(folded(model)(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
     found = convnext.accelerate(model, IMAGES, precision="fp32", seconds=0)
     torch.testing.assert_close(found(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
 

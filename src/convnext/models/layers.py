@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -59,12 +58,15 @@ class PatchConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, patch_size, patch_size, bias=bias)
 
 
-class Conv2dSame(nn.Conv2d):
-    """A convolution of stride 1 that keeps the size: zeros on all sides, one more on the right and below if odd."""
+class SameConv2d(nn.Conv2d):
+    """A 2x2 convolution of stride 1 that keeps the size; an odd number of zeros comes right and below."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
+        super().__init__(in_channels, out_channels, 2, padding=(dilation + 1) // 2, dilation=dilation)
 
     def forward(self, input: Tensor) -> Tensor:
-        total = self.dilation[0] * (self.kernel_size[0] - 1)
-        return super().forward(F.pad(input, (total // 2, total - total // 2) * 2))
+        x = super().forward(input)
+        return x[:, :, 1:, 1:] if self.dilation[0] % 2 else x
 
 
 class GELU2d(nn.GELU):
@@ -154,7 +156,7 @@ def downsampling_convolution(in_channels: int, out_channels: int, stride: int, d
     """The 2x2 convolution between two stages: of stride 2, or of stride 1 and dilated where the size is kept."""
     if stride == 2:
         return PatchConv2d(in_channels, out_channels, 2)
-    return Conv2dSame(in_channels, out_channels, 2, dilation=dilation)
+    return SameConv2d(in_channels, out_channels, dilation)
 
 
 def layer_scale(dim: int, init_value: float | None) -> nn.Parameter | None:

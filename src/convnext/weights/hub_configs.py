@@ -70,7 +70,7 @@ def timm_config(
     document: dict[str, Any] = {
         "architecture": name,
         "num_classes": architecture.num_classes,
-        "num_features": architecture.width * 8,
+        "num_features": architecture.dims[-1],
         "model_args": arguments,
         "pretrained_cfg": {
             "custom_load": False,

@@ -24,7 +24,7 @@ class Architecture:
 
     Attributes:
         depths: blocks of each stage; of an isotropic model, their number alone.
-        width: channels of the first stage.
+        dims: channels of each stage; of an isotropic model, those of all blocks alone.
         grn: True for V2's global response normalization.
         layer_scale: True if blocks have a ``gamma``.
         kernel_size: of the depthwise convolutions.
@@ -34,7 +34,7 @@ class Architecture:
     """
 
     depths: tuple[int, ...]
-    width: int
+    dims: tuple[int, ...]
     grn: bool
     layer_scale: bool
     kernel_size: int
@@ -51,8 +51,8 @@ class Architecture:
     def size(self) -> dict[str, Any]:
         """Depths and widths, as the constructor takes them."""
         if self.is_isotropic:
-            return {"depth": self.depths[0], "dim": self.width}
-        return {"depths": self.depths, "dims": tuple(self.width * 2**stage for stage in range(4))}
+            return {"depth": self.depths[0], "dim": self.dims[0]}
+        return {"depths": self.depths, "dims": self.dims}
 
     @property
     def variant(self) -> str | None:
@@ -67,12 +67,13 @@ class Architecture:
     def name(self) -> str:
         """Its name, or a description."""
         kind = "ConvNeXt V2" if self.grn else "ConvNeXt"
-        return self.variant or f"a {kind} of depths {', '.join(map(str, self.depths))} and width {self.width}"
+        depths, dims = (", ".join(map(str, sizes)) for sizes in (self.depths, self.dims))
+        return self.variant or f"a {kind} of depths {depths} and dims {dims}"
 
     @property
     def norm_eps(self) -> float:
         """Epsilon of the LayerNorms."""
-        return NORM_EPS.get((self.depths, self.width), 1e-6)
+        return NORM_EPS.get((self.depths, self.dims[0]), 1e-6)
 
     def build(self) -> nn.Module:
         """Build the model with initial weights, without drop path.
@@ -110,7 +111,6 @@ def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
     is_isotropic = "stem.weight" in weights
     first = "blocks.0" if is_isotropic else "stages.0.0"
     stem = need(weights, "stem.weight" if is_isotropic else "downsample_layers.0.0.weight", dimensions=4)
-    depthwise = need(weights, f"{first}.dwconv.weight", dimensions=4)
     stages = 1 if is_isotropic else 4
     depths = tuple(sum(stage == i for stage, _ in blocks) for i in range(stages))
     if blocks != {(i, j) for i in range(stages) for j in range(max(1, depths[i]))}:
@@ -121,13 +121,15 @@ def architecture_of(weights: Mapping[str, Tensor]) -> Architecture:
     kernel = stem.shape[-1]
     if not is_isotropic and kernel not in STRIDES:
         raise UsageError(f"the stem's kernel is {kernel}x{kernel}, this package has {', '.join(map(str, STRIDES))}")
+    stage_starts = [first] if is_isotropic else [f"stages.{i}.0" for i in range(4)]
+    depthwise = [need(weights, f"{start}.dwconv.weight", dimensions=4) for start in stage_starts]
     head = need(weights, "head.weight", dimensions=2) if "head.weight" in weights else None
     return Architecture(
         depths=depths,
-        width=stem.shape[0],
+        dims=tuple(weight.shape[0] for weight in depthwise),
         grn=f"{first}.grn.gamma" in weights,
         layer_scale=f"{first}.gamma" in weights,
-        kernel_size=depthwise.shape[-1],
+        kernel_size=depthwise[0].shape[-1],
         stem_stride=kernel if is_isotropic else STRIDES[kernel],
         in_channels=stem.shape[1],
         num_classes=0 if head is None else head.shape[0],
