@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from convnext.exporting.export_job import ExportResult, export
     from convnext.inference.classifier import Classifier, Prediction, load
     from convnext.inference.model import Model
-    from convnext.models import Design, list_models, roadmap
+    from convnext.models import Block, ConvNeXt, Design, list_models, roadmap
     from convnext.models.cost import Cost, cost
     from convnext.training.recipe import Recipe
     from convnext.training.recipe_choice import recipe_for
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from convnext.weights.saving import Saved, save_weights
 
 __all__ = [
+    "Block",
     "Classifier",
+    "ConvNeXt",
     "ConvNeXtError",
     "Cost",
     "Design",
@@ -80,7 +82,7 @@ _HOMES = {
         "UsageError",
         "WeightsWarning",
     ),
-    "convnext.models": ("Design", "list_models", "roadmap"),
+    "convnext.models": ("Block", "ConvNeXt", "Design", "list_models", "roadmap"),
     "convnext.models.cost": ("Cost", "cost"),
     "convnext.acceleration.accelerate": ("TrainingReport", "accelerate", "acceleration_report"),
     "convnext.acceleration.search": ("Optimized",),

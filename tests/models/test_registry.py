@@ -31,7 +31,7 @@ def test_list_models() -> None:
     ],
 )
 def test_unknown_model_lists_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(convnext.UsageError, match=f"unknown .* '{name}': did you mean .*{nearest}"):
+    with pytest.raises(convnext.UsageError, match=f"'{name}'.*{nearest}"):
         convnext.create_model(name)
 
 
@@ -87,9 +87,9 @@ def test_references_take_an_image_size(name: str) -> None:
 def test_timm_reference_options() -> None:
     model = convnext.create_model("timm/convnext_atto", num_classes=3, in_chans=1, drop_path_rate=0.2)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
-    with pytest.raises(convnext.UsageError, match="resnet18 takes no option 'in_chans'"):
+    with pytest.raises(convnext.UsageError, match="torchvision/resnet18 .*'in_chans'"):
         convnext.create_model("torchvision/resnet18", in_chans=1)
-    with pytest.raises(convnext.UsageError, match="timm/vgg11 cannot be built with"):
+    with pytest.raises(convnext.UsageError, match=r"timm/vgg11 .*drop_path_rate=0\.1"):
         convnext.create_model("timm/vgg11", drop_path_rate=0.1)
 
 
@@ -98,7 +98,7 @@ def test_timm_reference_options() -> None:
     [("torchvision/vit_b_16", {"image_size": 30}), ("torchvision/resnet18", {"num_classes": 0})],
 )
 def test_what_a_reference_cannot_be_built_with(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(convnext.UsageError, match=f"{name} cannot be built with"):
+    with pytest.raises(convnext.UsageError, match=f"{name} .*{next(iter(options))}"):
         convnext.create_model(name, **options)
 
 
@@ -117,5 +117,5 @@ def test_family_rows() -> None:
         "activations": row["activations"],
         "image_size": 224,
     }
-    with pytest.raises(convnext.UsageError, match=r"did you mean .*convnext_tiny"):
+    with pytest.raises(convnext.UsageError, match="convnext_tinny.*convnext_tiny"):
         model_costs("convnext_tinny")

@@ -1,6 +1,6 @@
-"""ConvNeXt, V1 and V2: the whole network, as published.
+"""ConvNeXt V1 and V2, as published.
 
-Keys of the state dict are the official ones (``downsample_layers``, ``stages``, ``norm``, ``head``).
+The keys of the state dict are the official ones (``downsample_layers``, ``stages``, ``norm``, ``head``).
 Sources: arXiv 2201.03545 (V1 and isotropic), arXiv 2301.00808 (V2).
 """
 
@@ -34,7 +34,7 @@ STEM_KERNELS = {4: 4, 2: 2, 1: 3}  # stride -> kernel: patches that do not overl
 
 
 class Block(nn.Module):
-    """Depthwise convolution, LayerNorm, linear to 4 times the width, GELU, [GRN], linear back; keeps (N, C, H, W).
+    """Depthwise convolution, LayerNorm, linear to 4 times the width, GELU, [GRN], linear back; the shape is kept.
 
     V1 scales the result by ``gamma`` (LayerScale); V2 has GRN and no LayerScale.
     """
@@ -90,10 +90,10 @@ class StageLayout(NamedTuple):
 
 
 def stage_layouts(stem_stride: int, output_stride: int) -> list[StageLayout]:
-    """The four stages, each of stride 2 after the first; those past ``output_stride`` dilate instead.
+    """The layouts of the four stages: each after the first has stride 2, or dilates once ``output_stride`` is reached.
 
     Raises:
-        UsageError: the output stride is another than 8, 16 or 32.
+        UsageError: the output stride is not 8, 16 or 32.
     """
     if output_stride not in (8, 16, 32):
         raise UsageError(f"output_stride is {output_stride}, needs 32, 16 or 8")
@@ -106,17 +106,17 @@ def stage_layouts(stem_stride: int, output_stride: int) -> list[StageLayout]:
 
 
 class StagedNetwork(Network):
-    """Four downsampling layers and four stages in turn, then pooling, norm and head.
+    """Four stages, each after a downsampling layer, then global average pooling, norm and head.
 
     Args:
-        downsample_layers: the stem and what stands before stages 2, 3 and 4.
+        downsample_layers: the stem, and the layers before stages 2, 3 and 4.
         stages: the four stages.
         norm: the norm after global average pooling, over (N, C).
         head: the classifier, (N, C) to (N, num_classes).
         in_chans: channels of the images.
         num_classes: 0 without a classifier.
         dims: channels of the stages' feature maps.
-        layouts: their places.
+        layouts: their strides and dilations.
     """
 
     downsample_layers: nn.ModuleList
@@ -234,7 +234,7 @@ class IsotropicConvNeXt(Network):
         check_options(num_classes=num_classes, in_chans=in_chans, drop_path_rate=drop_path_rate)
         check_kernel_size(kernel_size)
         if output_stride not in (16, 32):
-            raise UsageError(f"output_stride is {output_stride}, needs 16: an isotropic network has no other stride")
+            raise UsageError(f"output_stride is {output_stride}, needs 16: an isotropic model has no other stride")
         ends = [max(1, round(depth * i / 4)) for i in (1, 2, 3, 4)]  # blocks up to each feature map
         features = [{"num_chs": dim, "reduction": 16, "module": f"blocks.{end - 1}"} for end in ends]
         super().__init__(in_chans, num_classes, features, smallest_image=32)
@@ -273,7 +273,7 @@ def patchify(in_chans: int, dim: int, stride: int, bias: bool = True) -> nn.Conv
 
 
 def check_options(*, num_classes: int, in_chans: int, drop_path_rate: float) -> None:
-    """Refuse values that no network can be built with."""
+    """Refuse values that no model can be built with."""
     if num_classes < 0:
         raise UsageError(f"num_classes is {num_classes}, needs 0 (features) or more")
     if in_chans < 1:
@@ -283,13 +283,13 @@ def check_options(*, num_classes: int, in_chans: int, drop_path_rate: float) -> 
 
 
 def check_kernel_size(kernel_size: int) -> None:
-    """Refuse even kernels: they would shift the map."""
+    """Refuse even kernels: they would shift the feature map."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UsageError(f"kernel_size is {kernel_size}, needs an odd number: 3, 5, 7, ...")
 
 
 def check_stages(**values: Sequence[int]) -> None:
-    """Refuse what are not four positive integers."""
+    """Refuse anything but four positive numbers."""
     for name, numbers in values.items():
         if len(numbers) != 4 or min(numbers) < 1:
             raise UsageError(f"{name} is {numbers}, needs four numbers, one per stage, 1 or more each")

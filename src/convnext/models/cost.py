@@ -1,4 +1,4 @@
-"""What a network costs to run: parameters, multiply-accumulates, activations; and its measured speed."""
+"""The cost of a model: parameters, multiply-accumulates, activations; and its measured speed."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from convnext.errors import UsageError
 aten = torch.ops.aten
 CONVOLUTIONS_AND_LINEAR_LAYERS = (aten.convolution.default, aten.addmm.default, aten.mm.default)
 ACTIVATIONS = (aten.relu.default, aten.gelu.default)
-# Norms, and the layout of what they put out, which decides how torch computes a linear layer behind them.
+# Norms, and the layout of their outputs, which decides how torch computes a linear layer after them.
 NORMS: dict[Any, torch.memory_format] = {
     aten.native_batch_norm.default: torch.preserve_format,
     aten.native_layer_norm.default: torch.contiguous_format,
@@ -29,7 +29,7 @@ class Cost:
     Attributes:
         params: number of parameters.
         macs: multiply-accumulates of convolutions, linear layers and the matrix products of attention.
-        activations: elements that convolutions and linear layers put out.
+        activations: elements of the outputs of convolutions and linear layers.
     """
 
     params: int
@@ -38,9 +38,9 @@ class Cost:
 
 
 def abbreviated(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """An operator's output on the meta device, where norms and activation functions are cut short.
+    """An operator's output on the meta device; norms and activation functions are not computed.
 
-    No count needs them, and torch takes several times longer over them than over all the rest.
+    No count needs them, and torch takes several times longer for them than for all the rest.
     """
     if func in ACTIVATIONS:
         return torch.empty_like(args[0])
@@ -51,7 +51,7 @@ def abbreviated(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 class ActivationCounter(TorchDispatchMode):
-    """Adds up the elements that convolutions and linear layers put out."""
+    """A count of the elements of the outputs of convolutions and linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ActivationCounter(TorchDispatchMode):
 
 
 def cost(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Cost:
-    """Count a network's cost for one image of ``image_size`` pixels (height and width), on the meta device.
+    """Count a model's cost for one image of ``image_size`` pixels (height and width), on the meta device.
 
     Nothing is computed and the model is left as it is. Multiply-accumulates are torch's own FLOP count, halved.
     """
@@ -78,12 +78,12 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Cost:
 def run_on_meta(
     model: nn.Module, image_size: int | tuple[int, int], tensors: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Pass one image through a network in evaluation mode, on the meta device; the model is left as it is.
+    """Pass one image through a model in evaluation mode, on the meta device; the model is left as it is.
 
     Args:
-        model: the network.
+        model: the model.
         image_size: pixels, height and width.
-        tensors: its parameters and buffers there, by name, where the caller has them: see :func:`tensors_on_meta`.
+        tensors: its parameters and buffers there by name, if the caller has them: see :func:`tensors_on_meta`.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     on_meta = tensors_on_meta(model) if tensors is None else dict(tensors)
@@ -98,13 +98,13 @@ def run_on_meta(
 
 
 def tensors_on_meta(model: nn.Module) -> dict[str, Tensor]:
-    """A network's parameters and buffers, without their values."""
+    """A model's parameters and buffers on the meta device, by name."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     return {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
 
 
 def image_channels(model: nn.Module) -> int:
-    """Channels of the images that a network takes: those of its first convolution."""
+    """Channels of a model's images: those of its first convolution."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
@@ -112,9 +112,9 @@ def image_channels(model: nn.Module) -> int:
 
 
 def images_per_second(model: nn.Module, images: Tensor, seconds: float) -> float:
-    """Measure inference: images per second of the fastest of the passes that fit in ``seconds``, after a warm-up pass.
+    """Measure inference: images/s of the fastest of the passes that fit in ``seconds``, after a warm-up pass.
 
-    The fastest, since on a shared machine everything else only ever adds time. At least one pass is timed, five on a
+    The fastest, since other load on the machine only adds time. At least one pass is timed, five on a
     GPU.
     """
     on_gpu = images.device.type != "cpu"

@@ -1,7 +1,7 @@
-"""The choices between a ResNet and a ConvNeXt as one dataclass, and the network that any valid set of them builds.
+"""The choices between a ResNet and a ConvNeXt as one dataclass, and the model that any valid set of them builds.
 
 Source: arXiv 2201.03545, section 2. Where the paper is silent, the reading here is this package's own: where the norms
-and activations of the intermediate steps sit, and that a layer has a bias unless a BatchNorm right behind it would
+and activations of the intermediate steps come, and that a layer has a bias unless a BatchNorm right after it would
 absorb it.
 """
 
@@ -38,32 +38,32 @@ from convnext.models.layers import (
 
 @dataclass(frozen=True)
 class Design:
-    """One network's choices; the defaults are ResNet-50.
+    """The choices of one model; the defaults are ResNet-50.
 
     Attributes:
         depths: blocks in each of the four stages.
-        width: the first stage's width in channels; it doubles with each stage. A narrow block puts out ``expansion``
-            times the width and works inside on the width; an inverted one puts out the width and works on ``expansion``
-            times the width.
+        width: the first stage's width in channels; it doubles with each stage. A narrow block outputs ``expansion``
+            times the width and has the width inside; an inverted one outputs the width and has ``expansion`` times the
+            width inside.
         stem: ``resnet`` (7x7/2 convolution, norm, activation, 3x3/2 max-pool) or ``patchify`` (one convolution).
         stem_stride: 4; a patchify stem also takes 2 or 1, for small images.
         bottleneck: ``narrow`` (wide - narrow - wide) or ``inverted`` (narrow - wide - narrow).
         block_order: ``pointwise_first`` (1x1, spatial, 1x1) or ``spatial_first`` (spatial, 1x1, 1x1).
-        depthwise: whether the spatial convolution works on each channel alone.
+        depthwise: True if the spatial convolution works on each channel alone.
         kernel_size: of the spatial convolution; odd.
         expansion: the ratio between a block's wide and narrow ends.
         pointwise: compute the 1x1 layers as ``linear`` layers over (N, H, W, C) or as 1x1 ``conv`` layers: the same
             function, and the same weights but for two trailing dimensions of 1.
         activation: ``relu`` or ``gelu``.
-        activations: per block: 3 (behind the first two layers and the addition), 2 (behind the first two layers) or
+        activations: per block: 3 (after the first two layers and the addition), 2 (after the first two layers) or
             1 (before the last 1x1 layer).
         norm: ``batch`` or ``layer`` (per position, over the channels).
-        norms: per block: 3 (behind every layer, the shortcut's too), 2 (at the block's start and behind the spatial
-            convolution; the variant that the paper tried without gain) or 1 (behind the spatial convolution).
+        norms: per block: 3 (after every layer, the shortcut's too), 2 (at the block's start and after the spatial
+            convolution; the variant that the paper tried without gain) or 1 (after the spatial convolution).
         downsampling: ``in_block`` (the spatial convolution of a stage's first block strides, a 1x1 convolution adapts
             the shortcut) or ``separate`` (a 2x2/2 convolution between the stages; no shortcut is adapted).
-        stage_norms: with separate downsampling, a norm behind a patchify stem, before each downsampling convolution
-            and behind the final pooling, all of the design's kind. The paper reports that training diverges without.
+        stage_norms: with separate downsampling, a norm after a patchify stem, before each downsampling convolution
+            and after the final pooling, all of the design's kind. The paper reports that training diverges without.
 
     Raises:
         UsageError: a value is unknown, or two choices clash; the message names both.
@@ -109,7 +109,7 @@ class Design:
             )
         if self.stage_norms and self.downsampling == "in_block":
             raise UsageError(
-                "stage_norms=True clashes with downsampling='in_block': these norms stand beside separate downsampling "
+                "stage_norms=True clashes with downsampling='in_block': these norms belong to separate downsampling "
                 "layers; take downsampling='separate' or stage_norms=False"
             )
 
@@ -123,7 +123,7 @@ class Design:
 class DesignBlock(nn.Module):
     """The residual block of a :class:`Design`, (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
 
-    Names are ConvNeXt's: ``dwconv`` is the spatial convolution, dense or depthwise, and ``norm`` stands behind it.
+    Names are ConvNeXt's: ``dwconv`` is the spatial convolution, dense or depthwise, and ``norm`` comes after it.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class DesignBlock(nn.Module):
 
 
 class DesignNetwork(StagedNetwork):
-    """The network of a :class:`Design`.
+    """The model of a :class:`Design`.
 
     Args:
         design: its choices.
@@ -251,7 +251,7 @@ def stem(design: Design, in_chans: int, width: int) -> nn.Sequential:
 
 
 def downsampling(design: Design, in_channels: int, out_channels: int, layout: StageLayout) -> nn.Sequential:
-    """A 2x2/2 convolution between two stages, after a norm where the design has stage norms."""
+    """A 2x2/2 convolution between two stages, after a norm if the design has stage norms."""
     norm = norm2d(design, in_channels) if design.stage_norms else nn.Identity()
     convolution = downsampling_convolution(in_channels, out_channels, layout.stride, layout.first_dilation)
     return nn.Sequential(norm, convolution)
@@ -266,7 +266,7 @@ def spatial_convolution(design: Design, channels: int, stride: int, bias: bool, 
 
 
 def norm2d(design: Design, channels: int) -> nn.Module:
-    """The design's norm of a map (N, channels, H, W)."""
+    """The design's norm of (N, channels, H, W)."""
     return nn.BatchNorm2d(channels) if design.norm == "batch" else LayerNorm2d(channels)
 
 
@@ -276,7 +276,7 @@ def activation(design: Design) -> nn.Module:
 
 
 def pointwise(design: Design, in_channels: int, out_channels: int, bias: bool) -> nn.Module:
-    """A 1x1 layer of a map, in the design's form."""
+    """The design's 1x1 layer, (N, in_channels, H, W) to (N, out_channels, H, W)."""
     if design.pointwise == "linear":
         return PointwiseLinear(in_channels, out_channels, bias=bias)
     return nn.Conv2d(in_channels, out_channels, 1, bias=bias)

@@ -1,6 +1,6 @@
-"""Layers that the networks share: norms, pointwise and stochastic layers, initialisation.
+"""Layers that the models share: norms, convolutions, stochastic depth, stages, initialisation.
 
-Maps are (N, C, H, W), kept in channels_last memory, so that the (N, H, W, C) views taken here cost no copy.
+Feature maps are (N, C, H, W) in channels_last memory, so that the (N, H, W, C) views taken here cost no copy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,14 +30,14 @@ class LayerNorm(nn.LayerNorm):
 
 
 class LayerNorm2d(LayerNorm):
-    """LayerNorm over the channels of each position of a map (N, C, H, W)."""
+    """LayerNorm over the channels of each position, (N, C, H, W)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return to_nchw(super().forward(to_nhwc(input)))
 
 
 class PointwiseLinear(nn.Linear):
-    """A 1x1 convolution of a map (N, C, H, W), computed as a linear layer over its (N, H, W, C) view."""
+    """A 1x1 convolution of (N, C, H, W), computed as a linear layer over its (N, H, W, C) view."""
 
     def forward(self, input: Tensor) -> Tensor:
         return to_nchw(super().forward(to_nhwc(input)))
@@ -52,7 +52,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class PatchConv2d(nn.Conv2d):
-    """A convolution of patches that do not overlap: its stride is its size."""
+    """A convolution of patches that do not overlap: its stride is its kernel size."""
 
     def __init__(self, in_channels: int, out_channels: int, patch_size: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, patch_size, patch_size, bias=bias)
@@ -70,7 +70,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class GELU2d(nn.GELU):
-    """GELU of a map (N, C, H, W), computed on its (N, H, W, C) view: torch rounds differently from layout to layout."""
+    """GELU of (N, C, H, W), computed on its (N, H, W, C) view: torch rounds differently in other layouts."""
 
     def forward(self, input: Tensor) -> Tensor:
         return to_nchw(super().forward(to_nhwc(input)))
@@ -106,7 +106,7 @@ class DropPath(nn.Module):
         return x if factors is None else x * factors.view(-1, *(1,) * (x.ndim - 1))
 
     def factors(self, samples: int, like: Tensor) -> Tensor | None:
-        """What each sample's branch is multiplied with, (samples) in another tensor's dtype; None for ones."""
+        """The factor of each sample's branch, (samples) in the dtype of ``like``; None where all are 1."""
         if not self.training or self.rate == 0:
             return None
         keep = 1 - self.rate
@@ -165,7 +165,7 @@ def layer_scale(dim: int, init_value: float | None) -> nn.Parameter | None:
 
 
 def drop_path_rates(maximum: float, depths: Sequence[int]) -> list[list[float]]:
-    """Rates that grow linearly over the blocks, from 0 at the first to ``maximum`` at the last, one list a stage."""
+    """Rates that grow linearly over the blocks, from 0 at the first to ``maximum`` at the last, one list per stage."""
     rates = iter(torch.linspace(0, maximum, sum(depths), device="cpu").tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]
 

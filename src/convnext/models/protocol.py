@@ -14,14 +14,14 @@ from convnext.models.layers import GlobalResponseNorm, Stage, classifier_head
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """The feature maps of a model: a list of dictionaries, with the accessors of timm's class of this name.
+    """Descriptions of a model's feature maps: a list of dictionaries, with the accessors of timm's class of this name.
 
-    Each has ``num_chs``, ``reduction`` (its stride in pixels of the image), ``module`` (the name of the module that
-    puts it out) and ``index``.
+    Each has ``num_chs``, ``reduction`` (the stride in pixels of the image), ``module`` (the name of the module that
+    outputs the feature map) and ``index``.
 
     Args:
         entries: one per feature map.
-        out_indices: those that are put out, which the accessors describe; None for all.
+        out_indices: the feature maps that the accessors describe; None for all.
     """
 
     def __init__(self, entries: Iterable[dict[str, Any]], out_indices: Sequence[int] | None = None) -> None:
@@ -55,13 +55,13 @@ class FeatureInfo(list[dict[str, Any]]):
 class Network(nn.Module):
     """The base of all models: a stem and stages, then global average pooling, norm and head.
 
-    A subclass sets ``norm`` and ``head`` and says in :meth:`forward_stage` how a stage is computed.
+    A subclass sets ``norm`` and ``head`` and computes a stage in :meth:`forward_stage`.
 
     Args:
         in_chans: channels of the images.
         num_classes: 0 without a classifier.
         features: the stages' feature maps, see :class:`FeatureInfo`.
-        smallest_image: pixels a side that the images need.
+        smallest_image: height and width in pixels that the images need at least.
 
     Attributes:
         num_features: channels of the last feature map.
@@ -80,7 +80,7 @@ class Network(nn.Module):
         self.smallest_image = smallest_image
 
     def forward_stage(self, index: int, x: Tensor) -> Tensor:
-        """A stage: the last feature map, or images for the first, to its own feature map."""
+        """Compute a stage from the feature map before it; the first from images."""
         raise NotImplementedError
 
     def drop_stages(self, count: int) -> None:
@@ -91,7 +91,7 @@ class Network(nn.Module):
         """Regular expressions that sort parameters into layers from the input on; see ``timm.models.group_parameters``.
 
         Args:
-            coarse: by stage rather than by block.
+            coarse: sort by stage rather than by block.
         """
         raise NotImplementedError
 
@@ -103,7 +103,7 @@ class Network(nn.Module):
         """Images (N, in_chans, H, W) to the last stage's feature map (N, C, H / 32, W / 32), for a stem of stride 4.
 
         Raises:
-            UsageError: these are not images, or they are smaller than the stride.
+            UsageError: the input is not a batch of images, or they are smaller than the stride.
         """
         check_image_size(x, self.smallest_image)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -112,7 +112,7 @@ class Network(nn.Module):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last feature map to logits (N, num_classes), or to what enters the classifier (N, C)."""
+        """The last feature map to logits (N, num_classes), or to the classifier's input (N, C)."""
         x = self.norm(x.mean((-2, -1)))  # (N, C)
         return x if pre_logits else self.head(x)
 
@@ -125,18 +125,18 @@ class Network(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The last feature map and the list of those at ``indices``, in the order of the stages.
+        """Compute the last feature map and the list of those at ``indices``, in the order of the stages.
 
         Args:
             x: images (N, in_chans, H, W).
             indices: the last n for a number, all for None; negative ones count from the end.
-            norm: without effect, as in timm's ConvNeXt: the last norm comes after the pooling.
+            norm: has no effect, as in timm's ConvNeXt, whose last norm comes after the pooling.
             stop_early: compute nothing after the last of ``indices``.
             output_fmt: NCHW.
             intermediates_only: return the list alone.
 
         Raises:
-            UsageError: there is no such feature map, or the format is another.
+            UsageError: there is no such feature map, or the format is not NCHW.
         """
         if output_fmt != "NCHW":
             raise UsageError(f"output_fmt is {output_fmt!r}, needs 'NCHW'")
@@ -174,7 +174,7 @@ class Network(nn.Module):
         """Replace the classifier by a freshly initialised one; 0 classes for none.
 
         Raises:
-            UsageError: the number is negative, or the pooling is another than the average.
+            UsageError: the number is negative, or the pooling is not the average.
         """
         if num_classes < 0 or global_pool not in (None, "avg"):
             raise UsageError(
@@ -193,7 +193,7 @@ class Network(nn.Module):
                 module.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are scales and offsets though they have several dimensions: those of GRN."""
+        """Names of GRN's scales and offsets, which have several dimensions but are not weights."""
         norms = [name for name, module in self.named_modules() if isinstance(module, GlobalResponseNorm)]
         return {f"{name}.{part}" for name in norms for part in ("gamma", "beta")}
 
@@ -202,11 +202,11 @@ class FeatureNet(nn.Module):
     """A model as a backbone: images (N, in_chans, H, W) to the list of its feature maps at ``out_indices``.
 
     Args:
-        model: the model; what comes after the last feature map is removed from it.
+        model: the model; all modules after the last of the feature maps are removed from it.
         out_indices: 0 to 3, or -1 to -4 from the end; a number for the last n.
 
     Attributes:
-        feature_info: channels and strides of the feature maps that are put out, see :class:`FeatureInfo`.
+        feature_info: channels and strides of the feature maps, see :class:`FeatureInfo`.
 
     Raises:
         UsageError: the model has no such feature map.
@@ -246,7 +246,7 @@ def feature_indices(count: int, indices: int | Sequence[int] | None) -> list[int
 
 
 def check_image_size(x: Tensor, smallest: int) -> None:
-    """Refuse what is not a batch of images (N, C, H, W), and images that the strides would reduce to nothing."""
+    """Refuse anything but a batch of images (N, C, H, W), and images smaller than the stride."""
     if x.ndim != 4:
         raise UsageError(
             f"a batch of images (N, C, H, W) is needed, {tuple(x.shape)} arrived: image[None] for a single one"
@@ -254,6 +254,6 @@ def check_image_size(x: Tensor, smallest: int) -> None:
     height, width = x.shape[-2:]
     if min(height, width) < smallest:
         raise UsageError(
-            f"image size {height}x{width} is too small for this network (needs at least {smallest}x{smallest}): "
+            f"image size {height}x{width} is too small for this model (needs at least {smallest}x{smallest}): "
             f"resize the images (--image-size {smallest} or more)"
         )

@@ -1,4 +1,4 @@
-"""The roadmap from ResNet to ConvNeXt as data: each step is a kept step before it with one change.
+"""The roadmap from ResNet to ConvNeXt as data: each step is an earlier step with one change.
 
 Source: arXiv 2201.03545, section 2; figures: its tables 10 (ResNet-50 regime) and 11 (ResNet-200 regime).
 """
@@ -27,10 +27,10 @@ class Step:
         key: its name.
         title: the change in a few words.
         change: the change in a sentence.
-        section: where the paper has it.
+        section: of the paper.
         before: key of the step that it changes; None for the first.
         design: all its choices.
-        kept: whether the path goes on from here; False for a side branch.
+        kept: True if the path continues from this step; False for a side branch.
         paper: the paper's figures on ImageNet; for ``micro``, which the paper does not have, those of the ResNet-50
             regime.
     """
@@ -51,7 +51,7 @@ class Change(NamedTuple):
     Attributes:
         key: the step's name.
         title: the change in a few words.
-        section: where the paper has it.
+        section: of the paper.
         text: the change in a sentence.
         choices: fields of :class:`Design`, for every regime; :data:`REGIMES` has the others.
         before: key of the step that is changed; None for the last kept one.
@@ -162,7 +162,7 @@ REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# The paper's figures, a line a step: ResNet-50 regime (top-1, deviation, GMACs), ResNet-200 regime (top-1, GMACs).
+# The paper's figures, one line per step: ResNet-50 regime (top-1, deviation, GMACs), ResNet-200 regime (top-1, GMACs).
 PAPER = {
     "resnet": ((78.82, 0.07, 4.09), (81.14, 15.01)),
     "stage_ratio": ((79.36, 0.07, 4.53), (81.33, 14.52)),
@@ -182,7 +182,7 @@ PAPER = {
     "separate_downsampling": ((81.97, 0.06, 4.49), (83.60, 15.35)),
 }
 
-# ImageNet-1K top-1 (%) and GMACs of the networks that the paper compares the two ends of the roadmap with.
+# ImageNet-1K top-1 (%) and GMACs of the models that the paper compares the two ends of the roadmap with.
 PAPER_REFERENCES = {
     "micro": {"ResNet-50, original recipe": (76.13, 4.09), "Swin-T": (81.30, 4.50)},
     "tiny": {"ResNet-50, original recipe": (76.13, 4.09), "Swin-T": (81.30, 4.50)},
