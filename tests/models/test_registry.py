@@ -87,7 +87,7 @@ def test_references_take_an_image_size(name: str) -> None:
 def test_timm_reference_options() -> None:
     model = convnext.create_model("timm/convnext_atto", num_classes=3, in_chans=1, drop_path_rate=0.2)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
-    with pytest.raises(convnext.UsageError, match="torchvision/resnet18 .*'in_chans'"):
+    with pytest.raises(convnext.UsageError, match=r"torchvision/resnet18 .*'in_chans'"):
         convnext.create_model("torchvision/resnet18", in_chans=1)
     with pytest.raises(convnext.UsageError, match=r"timm/vgg11 .*drop_path_rate=0\.1"):
         convnext.create_model("timm/vgg11", drop_path_rate=0.1)
@@ -117,5 +117,5 @@ def test_family_rows() -> None:
         "activations": row["activations"],
         "image_size": 224,
     }
-    with pytest.raises(convnext.UsageError, match="convnext_tinny.*convnext_tiny"):
+    with pytest.raises(convnext.UsageError, match=r"convnext_tinny.*convnext_tiny"):
         model_costs("convnext_tinny")

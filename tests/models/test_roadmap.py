@@ -246,7 +246,7 @@ def test_all_steps_name_their_parts_alike() -> None:
 
 
 def test_unknown_regime_and_step_list_the_nearest() -> None:
-    with pytest.raises(convnext.UsageError, match="'tinny'.*tiny"):
+    with pytest.raises(convnext.UsageError, match=r"'tinny'.*tiny"):
         convnext.roadmap("tinny")
-    with pytest.raises(convnext.UsageError, match="roadmap_tiny/kernel_8.*roadmap_tiny/kernel_7"):
+    with pytest.raises(convnext.UsageError, match=r"roadmap_tiny/kernel_8.*roadmap_tiny/kernel_7"):
         convnext.create_model("roadmap_tiny/kernel_8")
