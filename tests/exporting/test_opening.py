@@ -165,7 +165,7 @@ def small_onnx(path: Path, shape: list[Any], classes: int = 5) -> Path:
     return path
 
 
-def test_another_makers_network_opens_with_a_note(tmp_path: Path) -> None:
+def test_files_of_another_origin(tmp_path: Path) -> None:
     path = small_onnx(tmp_path / "other.onnx", ["N", 3, 48, 48])
     with pytest.warns(WeightsWarning, match=r"class names.*\(5\)"):
         classifier = convnext.load(path)
@@ -173,15 +173,9 @@ def test_another_makers_network_opens_with_a_note(tmp_path: Path) -> None:
     assert classifier.preprocessing.image_size == 48
     (found,) = classifier.predict([Image.new("RGB", (60, 60), "#ffffff")])
     assert found.label in ("class 4", "class 0")
-
-
-@pytest.mark.parametrize(
-    "shape", [["N", 3, 48, 64], ["N", 48, 48, 3], ["N", 3]], ids=["not square", "channels last", "no images"]
-)
-def test_a_network_that_takes_no_images_is_refused(shape: list[Any], tmp_path: Path) -> None:
-    path = small_onnx(tmp_path / "other.onnx", shape)
-    with pytest.raises(UsageError, match=r"square float32 images \(N, 3, H, W\)"):
-        convnext.load(path)
+    for shape in (["N", 3, 48, 64], ["N", 48, 48, 3], ["N", 3]):  # not square, channels last, no images
+        with pytest.raises(UsageError, match=r"\(N, 3, H, W\)"):
+            convnext.load(small_onnx(tmp_path / "other.onnx", shape))
 
 
 def test_weights_outside_the_files_folder_are_not_read(tmp_path: Path) -> None:

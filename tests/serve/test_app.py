@@ -84,20 +84,17 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_image_is_refused(name: str, make_service: MakeService) -> None:
-    data, status, reason = BAD[name]
+def test_bad_images_are_refused(make_service: MakeService) -> None:
     service = make_service(max_pixels=100_000)
     service.classifier.preprocessing = Preprocessing(256, 1.0, mean=(0,) * 3, std=(0.1,) * 3)
-    response = Client(service).send(data, names=["bad.png"])
-    assert response.status_code == status
-    assert response.json()["error"].startswith("bad.png: ")
-    (entry,) = response.json()["answers"]
-    assert (entry["path"], entry["label"], entry["top"]) == ("bad.png", None, [])
-    assert reason in entry["error"]
-
-
-def test_bad_images_among_several(client: Client) -> None:
+    client = Client(service)
+    for name, (data, status, reason) in BAD.items():
+        response = client.send(data, names=["bad.png"])
+        assert response.status_code == status, name
+        assert response.json()["error"].startswith("bad.png: ")
+        (entry,) = response.json()["answers"]
+        assert (entry["path"], entry["label"], entry["top"]) == ("bad.png", None, [])
+        assert reason in entry["error"]
     response = client.send(picture("red"), b"no picture", picture("blue"))
     assert response.status_code == 200
     assert [(entry["label"], bool(entry["error"])) for entry in response.json()] == [
@@ -147,14 +144,6 @@ def test_malformed_bodies_are_refused(client: Client) -> None:
         response = client.request("POST", "/predict", headers=headers, content=body)
         assert (response.status_code, set(response.json())) == (status, {"error"}), name
     client.assert_nothing_is_held()
-
-
-def test_unknown_paths_and_methods(client: Client) -> None:
-    for path in ("/nothing", "/page.html", "/assets/page.html", "/../pyproject.toml", "/%2e%2e/etc/passwd"):
-        response = client.get(path)
-        assert (response.status_code, set(response.json())) == (404, {"error"}), path
-    response = client.get("/predict")
-    assert (response.status_code, set(response.json()), response.headers["allow"]) == (405, {"error"}, "POST")
 
 
 async def endless(taken: list[int]) -> AsyncIterator[bytes]:
@@ -327,7 +316,7 @@ def test_models_that_cannot_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
         Service(classifier(), Limits())
 
 
-def test_headers(client: Client) -> None:
+def test_headers_unknown_paths_and_methods(client: Client) -> None:
     for response in (client.send(picture()), client.get("/"), client.get("/nothing")):
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["referrer-policy"] == "no-referrer"
@@ -336,6 +325,11 @@ def test_headers(client: Client) -> None:
     assert client.send(picture()).headers["cache-control"] == "no-store"
     preflight = {"origin": "https://example.com", "access-control-request-method": "POST"}
     assert client.request("OPTIONS", "/predict", headers=preflight).status_code == 405
+    for path in ("/nothing", "/page.html", "/assets/page.html", "/../pyproject.toml", "/%2e%2e/etc/passwd"):
+        response = client.get(path)
+        assert (response.status_code, set(response.json())) == (404, {"error"}), path
+    response = client.get("/predict")
+    assert (response.status_code, set(response.json()), response.headers["allow"]) == (405, {"error"}, "POST")
 
 
 def test_status_and_metrics(client: Client) -> None:

@@ -82,18 +82,6 @@ def test_an_item_waits_for_others_as_long_as_it_may() -> None:
     assert run(test, max_batch=2, max_wait=0.3) == [[1], [2, 3]]
 
 
-def test_an_item_fails_alone() -> None:
-    async def test(worker: Worker, _: Any, submit: Submit) -> None:
-        await occupy(worker, submit)
-        tasks = [submit(number) for number in (1, -1, 2)]
-        worker.gate.set()
-        one, failed, two = await asyncio.gather(*tasks, return_exceptions=True)
-        assert (one, two, type(failed)) == (2, 4, ValueError)
-        assert await submit(5) == 10
-
-    run(test, max_batch=3)
-
-
 @pytest.mark.parametrize(("cancelled", "batches"), [((1, 3), [[0], [2, 4]]), ((1, 2, 3, 4), [[0]])])
 def test_cancelled_items_are_not_worked_on(cancelled: tuple[int, ...], batches: list[list[int]]) -> None:
     async def test(worker: Worker, _: Any, submit: Submit) -> None:
@@ -106,13 +94,3 @@ def test_cancelled_items_are_not_worked_on(cancelled: tuple[int, ...], batches: 
         await asyncio.sleep(0.05)
 
     assert run(test, max_batch=2) == batches
-
-
-def test_many_callers_get_their_own_results() -> None:
-    async def test(worker: Worker, _: Any, submit: Submit) -> None:
-        worker.gate.set()
-        assert await asyncio.gather(*map(submit, range(400))) == [2 * number for number in range(400)]
-
-    batches = run(test, max_batch=7, max_wait=0.001)
-    assert [number for batch in batches for number in batch] == list(range(400))
-    assert 1 < max(map(len, batches)) <= 7
