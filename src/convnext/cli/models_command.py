@@ -34,7 +34,7 @@ def models(
     name = parse_name(pattern)
     if pretrained:
         rows = listing(pattern)
-    elif name.kind == "published" or (name.is_path and name.path.exists()):
+    elif name.kind in ("run", "weights", "published") and (name.tag or name.path.exists()):
         model = resolve(pattern, "none")
         size = image_size or model.image_size
         rows = [{"name": model.name} | dataclasses.asdict(cost(model.module, size)) | {"image_size": size}]

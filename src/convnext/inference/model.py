@@ -200,6 +200,7 @@ def open_run(name: ModelName, weights: Weights) -> Model:
 def open_published(name: ModelName) -> Model:
     """Weights of the ConvNeXt authors: those of the tag, or the best ones of the variant for 224 px."""
     if not name.tag and not tags_of(name.model):
+        on_meta(partial(create_model, name.model))  # for its error where there is no such model
         raise UsageError(
             f"{name.text} has no trained weights, none are published for it: train it (convnext train DATA --model "
             f"{name.text}) and name the run folder"

@@ -39,11 +39,6 @@ class ModelName:
         return Path(self.text)
 
     @property
-    def is_path(self) -> bool:
-        """True if the name means a file or a folder."""
-        return self.kind in ("run", "weights", "exported")
-
-    @property
     def model(self) -> str:
         """The name that ``create_model`` takes, without a tag of weights."""
         return self.text.partition(".")[0] if self.kind in ("published", "library") else self.text
