@@ -134,3 +134,10 @@ def test_metadata_of_safetensors(content: str, tmp_path: Path) -> None:
     safetensors.torch.save_file(tiny().state_dict(), tmp_path / "a.safetensors", metadata={"convnext": content})
     with pytest.raises(RunError, match=r"/a\.safetensors"):
         open_weights(tmp_path / "a.safetensors")
+
+
+def test_opening_draws_no_initial_values(tmp_path: Path) -> None:
+    safetensors.torch.save_file(tiny().state_dict(), tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    open_weights(tmp_path / "a.safetensors").build()
+    assert torch.equal(torch.get_rng_state(), before)
