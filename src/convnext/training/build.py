@@ -244,10 +244,11 @@ def accelerate_blocks(model: nn.Module, recipe: Recipe, device: torch.device) ->
     Raises:
         UsageError: ``fuse`` is set, and the device has no such kernels, or the model has nothing that they compute.
     """
-    from convnext.acceleration.gpu.triton_runtime import runs_on
+    if recipe.fuse:
+        from convnext.acceleration.gpu.triton_runtime import runs_on
 
-    if recipe.fuse and not runs_on(device):
-        raise UsageError(f"fuse needs an NVIDIA GPU and Triton, and this trains on {device.type}: leave --fuse out")
+        if not runs_on(device):
+            raise UsageError(f"fuse needs an NVIDIA GPU and Triton, and the device is {device.type}: leave --fuse out")
     accelerate(model, training=True, experimental=recipe.fuse)
     report = acceleration_report(model)
     if recipe.fuse and not report.swapped:

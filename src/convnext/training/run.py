@@ -92,13 +92,15 @@ def train(
     check_trackers(trackers)
     with process_group(recipe.device) as ranks:
         updates = fit(recipe, folder, ranks, objects)
-        if ranks.is_main:
-            show_training(tracked(updates, trackers, folder, recipe.to_dict()), title, opening)
-        else:
-            show_warnings(updates)
-    if model is not None:
-        restore(model)
-    give_back()  # the memory that training kept from step to step
+        try:
+            if ranks.is_main:
+                show_training(tracked(updates, trackers, folder, recipe.to_dict()), title, opening)
+            else:
+                show_warnings(updates)
+        finally:
+            if model is not None:
+                restore(model)
+            give_back()  # the memory that training kept from step to step
     run = read_run(recipe, folder)
     if not run.weights.exists():
         raise RunError(f"the training is finished and {run.weights} is gone: train anew with another --out")
