@@ -185,7 +185,6 @@ def test_json_files_and_the_same_words_twice(
         (["run", "photos", "--top", "0"], 2, "top is 0, needs 1 or more"),
         (["run", "photos", "--batch", "0"], 2, "batch_size is 0, needs 1 or more"),
         (["run", "photos", "--device", "tpu"], 2, "device 'tpu' cannot be used here"),
-        (["torchvision/resnet51", "photos"], 2, "did you mean torchvision/resnet50"),
     ],
 )
 @pytest.mark.usefixtures("photos")
@@ -276,25 +275,3 @@ def on_a_terminal(words: list[str]) -> str:
             shown += part
     os.close(master)
     return shown.decode()
-
-
-def test_published_weights(
-    photos: dict[str, convnext.Prediction], capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Prepared as torchvision does it, by the names of ImageNet's classes."""
-    import torch
-    from torchvision import models
-
-    monkeypatch.setenv("TORCH_HOME", "torch")
-    weights = models.ShuffleNet_V2_X0_5_Weights.DEFAULT
-    file = Path("torch/hub/checkpoints") / weights.url.rpartition("/")[2]
-    file.parent.mkdir(parents=True)
-    model = models.shufflenet_v2_x0_5(weights=None).eval()
-    torch.save(model.state_dict(), file)
-    assert main(["predict", "torchvision/shufflenet_v2_x0_5", *photos, "--json", "--top", "3"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    with torch.inference_mode():
-        for path, entry in zip(photos, document, strict=True):
-            values, labels = model(weights.transforms()(Image.open(path))[None]).softmax(1)[0].topk(3)
-            assert [c["label"] for c in entry["top"]] == [weights.meta["categories"][label] for label in labels]
-            assert [c["probability"] for c in entry["top"]] == pytest.approx(values.tolist(), abs=1e-5)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,6 +107,8 @@ def test_files(tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == ["kind 0", "kind 1", "kind 2"]
     assert [float(row["f1"]) for row in rows] == [scores["f1"] for scores in written["per_class"]]
     assert default_folder(first) == Path("runs/flowers/evaluation")
+    library = replace(first, model=replace(first.model, name="timm/resnet18", folder=None))
+    assert default_folder(library) == Path("runs/evaluation-timm-resnet18-photos")
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
@@ -128,6 +131,7 @@ def test_the_table_of_many_classes_has_the_worst() -> None:
     assert f"kind {worst} " in text
     assert len(text.splitlines()) < 50
     assert "every class" in shown(evaluation_of(3, 30))
+    assert "the 2 classes with images, of 1000" in shown(evaluation_of(1000, 2))
 
 
 def test_names_that_other_programs_would_read_as_commands(tmp_path: Path) -> None:

@@ -150,18 +150,6 @@ def test_wrong_values(make_run: MakeRun) -> None:
         two.predict(RED)
 
 
-def test_what_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no run folder"):
-        convnext.load(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"nowhere\.pth"):
-        convnext.load(tmp_path / "nowhere.pth")
-    (tmp_path / "weights.pth").touch()
-    with pytest.raises(RunError, match=r"weights.pth is empty"):
-        convnext.load(tmp_path / "weights.pth")
-    with pytest.raises(UsageError, match="did you mean torchvision/resnet50"):
-        convnext.load("torchvision/resnet51")
-
-
 def test_damaged_weights_give_no_answer() -> None:
     class Nothing(Colours):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -59,28 +59,16 @@ def change_recipe(folder: Path, **changes: object) -> None:
         (lambda run: (run / "best.safetensors").unlink(), r"has no finished epoch yet \(no best.safetensors\)"),
         (lambda run: (run / "best.safetensors").write_bytes(b"\0" * 50), r"best.safetensors, it is damaged"),
         (lambda run: (run / "recipe.json").write_text("{"), r"cannot read .*recipe.json"),
-        (
-            lambda run: change_recipe(run, warp=3),
-            rf"not know \(warp\): it was written by convnext {convnext.__version__}",
-        ),
+        (lambda run: change_recipe(run, warp=3), rf"\(warp\): it was written by convnext {convnext.__version__}"),
         (lambda run: change_recipe(run, model="gone"), "recipe.json lacks model"),
         (lambda run: change_recipe(run, image_size="large"), "recipe.json is damaged"),
-        (
-            lambda run: change_recipe(run, model="roadmap_micro/resnet"),
-            "does not fit roadmap_micro/resnet with 10 classes",
-        ),
+        (lambda run: change_recipe(run, model="roadmap_micro/resnet"), "roadmap_micro/resnet with 10 classes"),
         (lambda run: (run / "classes.json").write_text('["a", "b"]'), "does not fit .* with 2 classes"),
-        (
-            lambda run: (run / "classes.json").write_text('{"a": 1}'),
-            "classes.json is damaged: it needs a list of names",
-        ),
+        (lambda run: (run / "classes.json").write_text('{"a": 1}'), "classes.json is damaged"),
         (lambda run: (run / "classes.json").write_bytes(b"\xff"), "cannot read .*classes.json"),
         (lambda run: (run / "classes.json").unlink(), "cannot read .*classes.json"),
         (lambda run: (run / "preprocessing.json").write_text("["), "cannot read .*preprocessing.json"),
-        (
-            lambda run: (run / "preprocessing.json").write_text('{"image_size": 32}'),
-            r"preprocessing.json is damaged or of a newer version \(preprocessing lacks crop_pct",
-        ),
+        (lambda run: (run / "preprocessing.json").write_text('{"image_size": 32}'), "preprocessing.json.*crop_pct"),
     ],
 )
 def test_what_is_wrong_with_a_run(make_run: MakeRun, damage: Callable[[Path], None], message: str) -> None:
@@ -96,7 +84,7 @@ def test_what_is_no_run(make_run: MakeRun, tmp_path: Path) -> None:
         resolve(tmp_path / "flower")
     with pytest.raises(UsageError, match=r"recipe.json is missing"):
         resolve(tmp_path)
-    with pytest.raises(UsageError, match=r"no run folder .*: check the path"):
+    with pytest.raises(UsageError, match="no run folder"):
         resolve(tmp_path / "no" / "where")
 
 

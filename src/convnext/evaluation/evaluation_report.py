@@ -28,11 +28,7 @@ def default_folder(evaluation: Evaluation) -> Path:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write :data:`FILES` into a folder, each whole or not at all; what an earlier evaluation left is replaced.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written to.
-    """
+    """Write :data:`FILES` into a folder, each whole or not at all; what an earlier evaluation left is replaced."""
     from convnext.evaluation.evaluation_figures import draw_confusion, draw_reliability
     from convnext.plotting import shortened, write_figure
 

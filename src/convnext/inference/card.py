@@ -132,11 +132,7 @@ JSON_ENTRIES: dict[str, Callable[[Any], bool]] = {
 
 
 def read_card(metadata: Mapping[str, str]) -> Card | None:
-    """The card in a file's metadata; None where this package did not write the file.
-
-    Raises:
-        ValueError: an entry is missing or damaged.
-    """
+    """The card in a file's metadata; None where this package did not write the file."""
     if MARK not in metadata:
         return None
     for name, text in metadata.items():

@@ -136,11 +136,7 @@ class Classifier:
         return self.predict_batches(model, image_inputs(inputs, self.preprocessing), top, batch_size)
 
     def check_classes(self) -> None:
-        """Refuse to predict without classes.
-
-        Raises:
-            UsageError: the weights have no classifier.
-        """
+        """Refuse to predict without classes."""
         if not self.classes:
             raise UsageError(
                 f"{self.name or 'the model'} has no classifier, its .model gives features: train one on them "

@@ -115,11 +115,7 @@ def changed_images(name: str, data: ImageData, recorded: dict[str, Any]) -> Held
 
 
 def match_classes(data: HeldOut, model: Model) -> HeldOut:
-    """The data labelled by the model's classes, matched by name; with a note where it has images of some only.
-
-    Raises:
-        UsageError: the data has images of classes that the model does not know.
-    """
+    """The data labelled by the model's classes, matched by name; with a note where it has images of some only."""
     classes = model.classes
     indices = {**model.aliases(), **{name: label for label, name in enumerate(classes)}}
     present = data.filled()

@@ -95,11 +95,7 @@ def load_program(path: Path) -> Loaded:
 
 
 def pt2_metadata(path: Path) -> dict[str, str]:
-    """The metadata in a ``.pt2`` file, read without opening the rest.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The metadata in a ``.pt2`` file, read without opening the rest."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any("/data/aotinductor/" in entry.filename for entry in entries):
@@ -184,11 +180,7 @@ def reopened(path: Path) -> nn.Module:
 
 
 def card_of_foreign(path: Path, format: str, loaded: Loaded) -> Card:
-    """A card for a file that this package did not write, with remarks on what it assumes.
-
-    Raises:
-        UsageError: the file does not take images and give logits.
-    """
+    """A card for a file that this package did not write, with remarks on what it assumes."""
     shape = loaded.shape
     channels = shape[1] if len(shape) == 4 else None
     if loaded.dtype != "float32" or channels not in (1, 3) or (shape[2] or 0) != (shape[3] or 0):

@@ -38,11 +38,7 @@ class ImageInput:
         return isinstance(self.image, Tensor) and self.image.is_floating_point()
 
     def pixels(self, preprocessing: Preprocessing) -> Tensor:
-        """The input of the model: uint8 (S, S, 3) or (S, S); prepared floats (C, S, S) as they are.
-
-        Raises:
-            UnreadableImageError: a file cannot be read, or an image cannot be resized.
-        """
+        """The input of the model: uint8 (S, S, 3) or (S, S); prepared floats (C, S, S) as they are."""
         if self.is_prepared:
             assert isinstance(self.image, Tensor)
             return self.image
@@ -66,20 +62,12 @@ class ImageInput:
 
 
 def pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """An image resized and cropped for the model: uint8 (S, S, 3), or (S, S) in grey.
-
-    Raises:
-        ValueError: it is too long and narrow to be resized.
-    """
+    """An image resized and cropped for the model: uint8 (S, S, 3), or (S, S) in grey."""
     return torch.from_numpy(np.array(preprocessing.cut(image)))
 
 
 def read_file(path: str) -> Image.Image:
-    """Read an image file as in training, in RGB and upright, unless it is large enough to be an attack.
-
-    Raises:
-        UnreadableImageError: it is missing, not an image, damaged, or of more than ``PIL.Image.MAX_IMAGE_PIXELS``.
-    """
+    """Read an image file as in training, in RGB and upright, unless it is large enough to be an attack."""
     file = Path(path)
     if is_url(path):
         raise UnreadableImageError(path, "a URL, and nothing is downloaded here: download it, then name the file")
@@ -158,11 +146,7 @@ def expand_paths(names: Iterable[str], stdin: IO[str]) -> Iterator[str]:
 
 
 def image_inputs(inputs: Any, preprocessing: Preprocessing) -> Iterator[ImageInput]:
-    """Every image of the inputs of ``Classifier.predict``, in their order.
-
-    Raises:
-        UsageError: an input is of the wrong type, shape or range, or could mean two things.
-    """
+    """Every image of the inputs of ``Classifier.predict``, in their order."""
     if isinstance(inputs, str | Path):
         yield ImageInput(path=str(inputs))
     elif isinstance(inputs, Image.Image):

@@ -21,10 +21,6 @@ def load_pretrained(name: str) -> Pretrained:
     """Load ``torchvision/NAME`` with its default weights, or ``timm/NAME``, ``timm/NAME.TAG`` with timm's.
 
     They are downloaded once, into the library's own cache.
-
-    Raises:
-        UsageError: the name is unknown, the library has no weights for it, or not for known classes.
-        RunError: the weights could not be downloaded, or are damaged; the message says where they belong.
     """
     library, _, model = name.partition("/")
     known = list_references(library)

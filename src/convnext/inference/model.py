@@ -89,11 +89,7 @@ class Model:
         return self.exported.card.macs if self.exported else cost(self.module, self.image_size).macs
 
     def device_name(self, device: str) -> str:
-        """The device to use where ``device`` was requested.
-
-        Raises:
-            UsageError: an exported file, which runs on the CPU, was requested on another device.
-        """
+        """The device to use where ``device`` was requested."""
         if self.exported is None:
             return device
         if device not in ("auto", "cpu"):
@@ -101,11 +97,7 @@ class Model:
         return "cpu"
 
     def check_classifier(self) -> None:
-        """Refuse a model without a classifier.
-
-        Raises:
-            UsageError: the weights have none.
-        """
+        """Refuse a model without a classifier."""
         if not self.classes:
             raise UsageError(
                 f"{self.name} has no classifier, its module gives features: train one on them "
@@ -113,11 +105,7 @@ class Model:
             )
 
     def untrained(self) -> nn.Module:
-        """The same architecture with initial weights, in evaluation mode.
-
-        Raises:
-            UsageError: the architecture is not known.
-        """
+        """The same architecture with initial weights, in evaluation mode."""
         if not self.is_trained:
             return self.module
         if self.build is None:
@@ -221,9 +209,6 @@ def from_weights(
     """Weights of a file, with the classes and preprocessing that it or the files beside it name.
 
     Classes default to ImageNet's, if it has as many; preprocessing to the published one for 224 px.
-
-    Raises:
-        UsageError: the model takes images of other than 1 or 3 channels.
     """
     architecture, classes = opened.architecture, opened.description.classes
     channels, count = architecture.in_channels, architecture.num_classes

@@ -72,11 +72,7 @@ WRITERS: dict[str, Callable[[Write, int], AbstractContextManager[Add]]] = {
 
 
 def check_out(path: Path) -> None:
-    """Refuse an output file of an unknown format.
-
-    Raises:
-        UsageError: its suffix is unknown, or it is a folder.
-    """
+    """Refuse an output file of an unknown format."""
     if path.suffix.lower() not in WRITERS:
         raise UsageError(f"--out {path} has no known format: end it in one of {', '.join(WRITERS)}")
     if path.is_dir():
@@ -90,9 +86,6 @@ def predictions_file(path: Path, top: int) -> Iterator[Add]:
     Args:
         path: the file.
         top: classes that are named for each image.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written to.
     """
     with replacing(path) as write_bytes:
 

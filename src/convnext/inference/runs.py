@@ -22,11 +22,7 @@ NEEDED = ("data", "model", "image_size", "layer_scale", "stem_stride", "val_frac
 
 
 def check_run(folder: Path) -> None:
-    """Refuse a folder that is not a training run.
-
-    Raises:
-        UsageError: there is no such folder, or it has no recipe.json.
-    """
+    """Refuse a folder that is not a training run."""
     if not folder.is_dir():
         models = get_close_matches(str(folder), list_models(), n=3)
         similar = f"; did you mean the model {', '.join(models)}?" if models else ""
@@ -49,11 +45,7 @@ def runs_beside(folder: Path) -> str:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Read the recipe of a run.
-
-    Raises:
-        RunError: it is damaged, or another version of this package wrote it.
-    """
+    """Read the recipe of a run."""
     path = folder / "recipe.json"
     written = read_json(path)
     known = {field.name for field in dataclasses.fields(Recipe)}
@@ -79,11 +71,7 @@ def version_of(folder: Path) -> str:
 
 
 def read_classes(folder: Path) -> tuple[str, ...]:
-    """Read the class names of a run.
-
-    Raises:
-        RunError: they are missing or damaged.
-    """
+    """Read the class names of a run."""
     path = folder / "classes.json"
     try:
         classes = json.loads(path.read_text())
@@ -95,11 +83,7 @@ def read_classes(folder: Path) -> tuple[str, ...]:
 
 
 def read_preprocessing(folder: Path, recipe: Recipe) -> Preprocessing:
-    """Read how images are prepared for a run's model; old runs do not record it, their recipe implies it.
-
-    Raises:
-        RunError: the file is damaged.
-    """
+    """Read how images are prepared for a run's model; old runs do not record it, their recipe implies it."""
     path = RunFolder(folder).preprocessing
     if not path.exists():
         return preprocessing_of(recipe)
@@ -112,11 +96,7 @@ def read_preprocessing(folder: Path, recipe: Recipe) -> Preprocessing:
 
 
 def load_best(folder: Path, recipe: Recipe, num_classes: int) -> nn.Module:
-    """Build the model of a run with the weights of its best epoch, in evaluation mode.
-
-    Raises:
-        RunError: no epoch is finished, or the weights are damaged or do not fit the recipe.
-    """
+    """Build the model of a run with the weights of its best epoch, in evaluation mode."""
     path = RunFolder(folder).best
     if not path.exists():
         raise RunError(f"{folder} has no finished epoch yet (no {path.name}): resume the training")

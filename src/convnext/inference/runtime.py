@@ -76,11 +76,7 @@ class RuntimeModel(nn.Module):
             raise RunError(f"{self.runtime} could not compute {self.path} ({reason(error)})") from error
 
     def train(self, mode: bool = True) -> "RuntimeModel":
-        """Refuse training mode.
-
-        Raises:
-            UsageError: ``mode`` is true.
-        """
+        """Refuse training mode."""
         if mode:
             raise UsageError(f"{self.path} is exported, it only infers: train the model that it was exported from")
         return self

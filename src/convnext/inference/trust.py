@@ -12,11 +12,7 @@ from convnext.files import user_cache, write_json
 
 
 def check_trust(path: Path, trust: bool) -> None:
-    """Refuse a file that may run code, unless it was exported here or the user trusts it.
-
-    Raises:
-        UsageError: it may be a stranger's.
-    """
+    """Refuse a file that may run code, unless it was exported here or the user trusts it."""
     if not trust and not is_exported_here(path):
         raise UsageError(
             f"{path} was not exported by this user on this machine, and a .pt2 file can run any code when it is "
