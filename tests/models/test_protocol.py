@@ -244,11 +244,9 @@ def test_layer_decay_equals_timm(name: str) -> None:
 def test_built_on_the_meta_device_without_a_word(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     with torch.device("meta"):
         model = convnext.create_model(name)
-        backbone = convnext.create_model(name, features_only=True, out_indices=(3,))
     assert isinstance(model, Network)
-    assert all(tensor.is_meta for tensor in (*model.state_dict().values(), *backbone.state_dict().values()))
     model.reset_classifier(3)
-    assert all(tensor.is_meta for tensor in model.parameters())
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
     assert capfd.readouterr() == ("", "")
 
 

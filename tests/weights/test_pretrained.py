@@ -55,6 +55,10 @@ def test_from_the_server_to_the_outputs(published_here: Server, tmp_path: Path) 
         again = create_model("convnextv2_atto", pretrained=True)
     assert len(published_here.requests) == asked
     assert torch.equal(again.get_parameter("head.weight"), theirs.get_parameter("head.weight"))
+    backbone = create_model("convnextv2_atto", pretrained=True, features_only=True, out_indices=(1, 3)).eval()
+    with torch.inference_mode():
+        expected = theirs.forward_intermediates(images, (1, 3), intermediates_only=True)  # pyright: ignore[reportCallIssue]
+        assert all(torch.equal(one, other) for one, other in zip(backbone(images), expected, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::convnext.LicenceWarning")
