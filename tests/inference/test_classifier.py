@@ -63,7 +63,9 @@ def test_a_run_on_digits_knows_them_as_files_again(tmp_path: Path) -> None:
     run = convnext.train(dataclasses.replace(digits(), epochs=3, model="roadmap_micro/kernel_7"), tmp_path / "run")
     val = load_data("digits").val
     for index in range(len(val)):
-        val.read(index)[0].save(tmp_path / f"{index}.png")
+        image, _ = val.read(index)
+        assert isinstance(image, Image.Image)
+        image.save(tmp_path / f"{index}.png")
     predictions = convnext.load(run.dir).predict([tmp_path / f"{index}.png" for index in range(len(val))], top=1)
     right = [p.label == str(int(label)) for p, label in zip(predictions, val.labels, strict=True)]  # pyright: ignore
     assert 100 * sum(right) / len(right) == pytest.approx(run.best["top1"], abs=0.6)

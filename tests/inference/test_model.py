@@ -15,7 +15,7 @@ import convnext
 from convnext.benchmark.benchmark_plan import open_network
 from convnext.cli import main
 from convnext.data import load_data
-from convnext.errors import UsageError
+from convnext.errors import RunError, UsageError
 from convnext.explanation.architecture import architecture
 from convnext.explanation.depthwise_kernels import depthwise_kernels
 from convnext.explanation.explanations import open_explained
@@ -213,6 +213,12 @@ def test_the_untrained_counterpart() -> None:
 def test_names_of_nothing(name: str, message: str, weights: Any) -> None:
     with pytest.raises(UsageError, match=message):
         resolve(name, weights)
+
+
+def test_an_empty_weights_file(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(RunError, match=r"a\.pth is empty"):
+        resolve(tmp_path / "a.pth")
 
 
 def test_models_lists_a_model_of_the_users(capsys: pytest.CaptureFixture[str]) -> None:

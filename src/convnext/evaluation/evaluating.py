@@ -1,4 +1,4 @@
-"""`evaluate`: a run folder or a published network in, its metrics on held-out images out."""
+"""`evaluate`: a model in, its metrics on held-out images out."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,12 +28,12 @@ from convnext.weights.names import parse_name
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of an evaluation.
+    """Result of an evaluation.
 
     Attributes:
         model: the model.
-        data: the images, labelled by the network's classes; ``data.part`` and ``data.notes`` say which they are.
-        metrics: top-1 and top-5 accuracy, loss, confusion matrix, scores by class, calibration, images a second.
+        data: the images, labelled by the model's classes; ``data.part`` and ``data.notes`` say which they are.
+        metrics: top-1 and top-5 accuracy, loss, confusion matrix, scores by class, calibration, images/s.
     """
 
     model: Model
@@ -115,22 +115,27 @@ def evaluate(
             images = HeldOut(type(data.dataset).__name__, "images", model.classes, data)
         else:
             images = images_for(model, None if data is None else str(data))
-        batches = batches_of(images, model.preprocessing, batch_size, workers, torch_device, ranks)
-        batches.title = f"{model.name} on {images.name}" if ranks.is_main else ""
-        module = model.module.to(device=torch_device, memory_format=torch.channels_last)  # pyright: ignore
-        if precision in ("auto", "fp32"):
-            count = len(images.images) // ranks.world_size
-            channels, height, width = example_of(images.images, model.preprocessing).shape
-            shape = batch_size, channels, height, width
-            module = accelerate_job(module, shape, torch_device, count, saying if ranks.is_main else lambda _: None)
-        try:
-            with closing(batches):
-                autocast = autocast_for(precision, torch_device)
-                metrics = evaluate_batches(module, batches, len(model.classes), torch_device, autocast)
-        except torch.OutOfMemoryError as error:
-            raise RunError(
-                f"batches of {batch_size} are too large for the memory of {torch_device}: lower --batch-size"
-            ) from error
+        return measure(model, images, batch_size, torch_device, precision, workers, ranks)
+
+
+def measure(
+    model: Model, images: HeldOut, batch_size: int, device: torch.device, precision: str, workers: int, ranks: Ranks
+) -> Evaluation:
+    """The metrics of a model on images; each rank evaluates its part of them."""
+    title = f"{model.name} on {images.name}" if ranks.is_main else ""
+    batches = EvaluationBatches(images, model.preprocessing, title, batch_size, workers, device, ranks)
+    module = model.module.to(device=device, memory_format=torch.channels_last)  # pyright: ignore
+    if precision in ("auto", "fp32"):
+        channels, height, width = example_of(images.images, model.preprocessing).shape
+        shape, count = (batch_size, channels, height, width), len(images.images) // ranks.world_size
+        module = accelerate_job(module, shape, device, count, print_line if ranks.is_main else lambda _: None)
+    try:
+        with closing(batches):
+            metrics = evaluate_batches(module, batches, len(model.classes), device, autocast_for(precision, device))
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"batches of {batch_size} are too large for the memory of {device}: lower --batch-size"
+        ) from error
     if not metrics.rows.losses.isfinite().all():
         raise RunError(
             f"the outputs of {model.name} are not finite for some images: its weights are damaged, or need "
@@ -159,46 +164,38 @@ def example_of(images: Any, preprocessing: Preprocessing) -> Tensor:
     return torch.zeros(preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
 
 
-def batches_of(
-    images: HeldOut,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    ranks: Ranks,
-) -> "ShownBatches":
-    """The batches of this rank."""
-    size = preprocessing.image_size
-    # Images in memory that are resized as a whole are prepared batch by batch, which is much faster.
-    by_batches = preprocessing == Preprocessing.whole(size) and isinstance(images.images, MemoryImages)
-    batches = ShownBatches(
-        images.images,
-        batch_size=batch_size,
-        image_size=size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        workers=choose_workers(workers, ranks.local_world_size),
-        pin_memory=device.type == "cuda",
-        transform=None if by_batches else preprocessing,
-    )
-    batches.processes = ranks.world_size
-    return batches
-
-
-def saying(line: str) -> None:
-    """A word on stderr, beside the progress."""
+def print_line(line: str) -> None:
+    """Print a line on stderr, beside the progress."""
     say(line, console_on(sys.stderr))
 
 
-class ShownBatches(Batches):
-    """Batches that show on stderr how far they are: a bar on a terminal, a plain line now and then elsewhere.
+class EvaluationBatches(Batches):
+    """The batches of one rank, with the progress of all ranks on stderr under a title."""
 
-    Attributes:
-        title: what to call them; none for nothing shown.
-        processes: how many give such batches; the others are taken to be as far.
-    """
-
-    title, processes = "", 1
+    def __init__(
+        self,
+        images: HeldOut,
+        preprocessing: Preprocessing,
+        title: str,
+        batch_size: int,
+        workers: int,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        size = preprocessing.image_size
+        # Images in memory that are resized as a whole are prepared batch by batch, which is much faster.
+        by_batches = preprocessing == Preprocessing.whole(size) and isinstance(images.images, MemoryImages)
+        super().__init__(
+            images.images,
+            batch_size=batch_size,
+            image_size=size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            workers=choose_workers(workers, ranks.local_world_size),
+            pin_memory=device.type == "cuda",
+            transform=None if by_batches else preprocessing,
+        )
+        self.title, self.ranks = title, ranks.world_size
 
     def epoch(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -206,5 +203,5 @@ class ShownBatches(Batches):
         with image_progress(self.title, len(self.images)) as show:
             for batch in super().epoch(epoch, skip):
                 yield batch
-                done += self.processes * (len(batch.images) + len(batch.unreadable))
+                done += self.ranks * (len(batch.images) + len(batch.unreadable))  # the others are taken to be as far
                 show(done)
