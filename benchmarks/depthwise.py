@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from result_files import processor_kind, write_rows
 
 from convnext.acceleration.clock import alternate, quartiles, times_as_fast
-from convnext.acceleration.cpu.depthwise import depthwise_conv2d, depthwise_weight_gradient, plain_weight_gradient
+from convnext.acceleration.cpu.depthwise import depthwise_conv2d, depthwise_gradient
 from convnext.acceleration.cpu.native import available
 from convnext.benchmark.benchmark_plan import choose_precisions
 from convnext.benchmark.case import Precision
@@ -45,6 +45,14 @@ def rows_of(what: str, precision: str, seconds: dict[str, list[float]], against:
     return rows
 
 
+def torchs_weight_gradient(x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor) -> None:
+    """The gradients with respect to weight and bias by torch."""
+    channels, padding = x.shape[1], KERNEL // 2
+    torch.ops.aten.convolution_backward.default(
+        grad, x, weight, [channels], [1, 1], [padding] * 2, [1, 1], False, [0, 0], channels, [False, True, True]
+    )
+
+
 def convolution_rows(precision: Precision, rounds: int) -> list[dict]:
     """The gradient of the weight, and backward as a whole, at each stage's shape."""
     rows = []
@@ -63,8 +71,8 @@ def convolution_rows(precision: Precision, rounds: int) -> list[dict]:
         with torch.no_grad():
             forward = alternate({"torch": convolve}, rounds)
             gradients = {
-                "ours": partial(depthwise_weight_gradient, x, grad, KERNEL),
-                "torch": partial(plain_weight_gradient, x, grad, KERNEL),
+                "ours": partial(depthwise_gradient, x, weight, grad, wants_x=False),
+                "torch": partial(torchs_weight_gradient, x, weight, grad),
             }
             weight_gradient = alternate(gradients, rounds)
         backwards = {

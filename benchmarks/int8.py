@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.acceleration.clock import alternate, quartiles, times_as_fast
-from convnext.acceleration.cpu.fused_network import FusedNetwork
+from convnext.acceleration.cpu.inference_kernels import FusedNetwork
 from convnext.acceleration.folding import folded
 from convnext.acceleration.int8 import agreement, quantize
 from convnext.device import has_cpu_bf16

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from convnext.acceleration.cpu import native
-from convnext.acceleration.cpu.fused_network import FusedNetwork, can_fuse
-from convnext.acceleration.cpu.inference_kernels import has_bf16, inference_library
+from convnext.acceleration.cpu.inference_kernels import FusedNetwork, can_fuse, has_bf16, inference_library
 from convnext.acceleration.folding import folded
 from convnext.errors import RunError, UsageError
 from convnext.models import create_model

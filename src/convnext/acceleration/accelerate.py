@@ -155,6 +155,8 @@ def accelerate_training(model: nn.Module, experimental: bool, recompute: bool) -
             report.swapped[entry.name] = entry.gain
         else:
             report.left[entry.name] = entry.obstacle or "its forward was replaced"
+    if not swaps:
+        report.left[""] = f"{type(model).__name__} has no layers of this package"
     vars(model)["_acceleration_report"] = report
     return model
 

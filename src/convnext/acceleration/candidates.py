@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext import device as machine
-from convnext.acceleration.cpu.fused_network import FusedNetwork, can_fuse
-from convnext.acceleration.cpu.inference_kernels import BUILD_SECONDS, has_bf16, is_built
+from convnext.acceleration.cpu.inference_kernels import BUILD_SECONDS, FusedNetwork, can_fuse, has_bf16, is_built
 from convnext.acceleration.folding import can_fold, folded
 from convnext.acceleration.int8 import quantize
 from convnext.acceleration.swapping import swap

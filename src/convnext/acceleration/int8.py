@@ -1,4 +1,4 @@
-"""A trained network with its matrix products in eight bits, for the processor: post-training, calibrated on images.
+"""Post-training quantisation of a model's matrix products to int8, for the CPU, calibrated on images.
 
 Weights are int8 with a scale for each output channel, inputs uint8 with one scale and zero point for each layer, from
 the range that the calibration images give it. ConvNeXt V1 is computed by this package's kernels
@@ -12,8 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convnext.acceleration.cpu.fused_network import FusedNetwork, can_fuse
-from convnext.acceleration.cpu.inference_kernels import Range, has_bf16, inference_library, rounded_weight
+from convnext.acceleration.cpu.inference_kernels import (
+    FusedNetwork,
+    Range,
+    can_fuse,
+    has_bf16,
+    inference_library,
+    rounded_weight,
+)
 from convnext.acceleration.folding import folded
 from convnext.device import has_cpu_bf16
 from convnext.errors import RunError, UsageError
@@ -26,54 +32,78 @@ PACKED_FOR = 1024  # rows that oneDNN lays the weights out for; it multiplies an
 
 
 def quantize(model: nn.Module, calibration: Tensor) -> nn.Module:
-    """An int8 form of a trained network; the network itself stays as it is.
+    """Make an int8 variant of a trained model, which stays as it is.
 
-    ConvNeXt V1 becomes a network of the kernels, its blocks' products in int8 and its maps fp32. Where they cannot be
-    built, and in V2, blocks become blocks of torch's products, whose maps between are bf16 where the processor has it.
-    Of other networks the linear layers and the 1x1 convolutions are replaced that the forward pass calls as modules;
-    the rest stays fp32.
+    ConvNeXt V1 is computed by the kernels, its blocks' products in int8 and its maps in fp32. Where these cannot be
+    built, and in V2, blocks are computed by torch's products, with bf16 maps between where the CPU has bf16. Of other
+    models, the linear layers and 1x1 convolutions that forward calls as modules are replaced; the rest stays fp32.
 
     Args:
-        model: a network of this package, or a reference, in fp32 on the processor.
+        model: of this package or a reference, in fp32 on the CPU.
         calibration: normalised images (N, in_chans, H, W); a few dozen of those that it will see.
 
     Returns:
         A module in evaluation mode, from images (N, in_chans, H, W) to fp32 logits; any batch size. It lives in this
-        process alone: weights laid out for the processor cannot be copied or saved.
+        process only: weights packed for the CPU cannot be copied or saved.
 
     Raises:
-        UsageError: there are no int8 products for the network here, it is not in fp32 on the processor, or the images
-            are no batch of finite images.
+        UsageError: there are no int8 products for the model here, it is not in fp32 on the CPU, or the images are not a
+            batch of finite images.
     """
-    check_model(model)
-    check_calibration(calibration)
-    network = folded(model)
-    fusible = can_fuse(network)
-    without_kernels = reason_against_kernels() if fusible else ""
-    if fusible and not without_kernels:
-        # Downsampling is 4 % of the products; in int8 too, it would double the error of the logits.
-        layers = [
-            layer for block in network.modules() if type(block) is Block for layer in (block.pwconv1, block.pwconv2)
-        ]
-        fused = FusedNetwork(network, bf16=has_bf16(), ranges=observe(network, layers, calibration))
-        return Int8Network(fused, torch.float32, parted=False).requires_grad_(False).eval()
-    check_processor(without_kernels)
-    blocks = {name: block for name, block in network.named_modules() if type(block) is Block}
+    check(model, calibration)
+    variant, reason = folded(model), ""
+    if can_fuse(variant):
+        try:
+            inference_library()
+            return by_kernels(variant, calibration)
+        except RunError as error:
+            reason = f", or this package's kernels, which cannot be had: {error}"
+    if not torch.cpu._is_vnni_supported():
+        reason = reason or ". ConvNeXt V1 needs none; take precision bf16 or fp32 for other models"
+        raise UsageError(f"int8 needs an x86 CPU with VNNI, which this one is not{reason}")
+    blocks = {name: block for name, block in variant.named_modules() if type(block) is Block}
     # The classifier's product is a thousandth of the work, and its rounding goes straight into the logits.
-    head = getattr(network, "head", None) if isinstance(network, ConvNeXt | IsotropicConvNeXt) else None
-    linears = {
-        name: module for name, module in network.named_modules() if is_plain_linear(module) and module is not head
-    }
-    ranges = observe(network, list(linears.values()), calibration)
-    inside = {id(module) for block in blocks.values() for module in block.modules()}
+    head = getattr(variant, "head", None) if isinstance(variant, ConvNeXt | IsotropicConvNeXt) else None
+    linears = {name: layer for name, layer in variant.named_modules() if is_plain_linear(layer) and layer is not head}
+    ranges = observe(variant, linears.values(), calibration)
+    inside = {module for block in blocks.values() for module in block.modules()}
     for name, linear in linears.items():
-        if linear in ranges and id(linear) not in inside:
-            network.set_submodule(name, Int8Linear.of(linear, ranges[linear]))
+        if linear in ranges and linear not in inside:
+            variant.set_submodule(name, Int8Linear.of(linear, ranges[linear]))
     for name, block in blocks.items():
-        network.set_submodule(name, Int8Block(block, ranges[block.pwconv1], ranges[block.pwconv2]))
+        variant.set_submodule(name, Int8Block(block, ranges[block.pwconv1], ranges[block.pwconv2]))
     if blocks:
-        lower_precision(network)
-    return Int8Network(network, activation_dtype() if blocks else torch.float32).requires_grad_(False).eval()
+        lower_precision(variant)
+    return Int8Network(variant, activation_dtype() if blocks else torch.float32).requires_grad_(False).eval()
+
+
+def by_kernels(model: nn.Module, calibration: Tensor) -> nn.Module:
+    """A folded ConvNeXt V1 by the kernels; downsampling is 4 % of the products, and in int8 would double the error."""
+    layers = [layer for block in model.modules() if type(block) is Block for layer in (block.pwconv1, block.pwconv2)]
+    fused = FusedNetwork(model, bf16=has_bf16(), ranges=observe(model, layers, calibration))
+    return Int8Network(fused, torch.float32, split=False).requires_grad_(False).eval()
+
+
+def check(model: nn.Module, images: Tensor) -> None:
+    """Refuse a model that is not in fp32 on the CPU, and what is not a batch of finite images there.
+
+    Raises:
+        UsageError: it is so.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise UsageError(f"int8 runs on the CPU, but {name} is on {tensor.device}: pass model.cpu()")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise UsageError(f"int8 is made of an fp32 model, but {name} is {tensor.dtype}: pass model.float()")
+    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+        raise UsageError(
+            f"calibration needs normalised images (N, in_chans, H, W) in fp32, a few dozen; {tuple(images.shape)} of "
+            f"{images.dtype} arrived"
+        )
+    if images.device.type != "cpu":
+        raise UsageError(f"calibration runs on the CPU, its images are on {images.device}: pass images.cpu()")
+    if not images.isfinite().all():
+        raise UsageError("calibration images hold values that are not finite (NaN or infinity): remove these images")
 
 
 def observe(model: nn.Module, layers: Iterable[nn.Module], images: Tensor) -> dict[nn.Module, Range]:
@@ -95,75 +125,15 @@ def observe(model: nn.Module, layers: Iterable[nn.Module], images: Tensor) -> di
 
 
 def agreement(a_logits: Tensor, b_logits: Tensor) -> float:
-    """The share, 0 to 1, of samples that two networks' logits (N, num_classes) give the same first class.
+    """The fraction of samples, 0 to 1, with the same top-1 by two logits (N, num_classes).
 
     Raises:
         UsageError: the shapes differ, or there is no sample.
     """
     if a_logits.shape != b_logits.shape or a_logits.ndim != 2 or not len(a_logits):
-        raise UsageError(
-            f"two logits (N, num_classes) of one shape are needed, {tuple(a_logits.shape)} and "
-            f"{tuple(b_logits.shape)} arrived"
-        )
+        shapes = f"{tuple(a_logits.shape)} and {tuple(b_logits.shape)}"
+        raise UsageError(f"two logits (N, num_classes) of one shape are needed, {shapes} arrived")
     return (a_logits.argmax(1) == b_logits.argmax(1)).double().mean().item()
-
-
-def reason_against_kernels() -> str:
-    """Why the kernels cannot be had here; empty where they can."""
-    try:
-        inference_library()
-    except RunError as error:
-        return str(error)
-    return ""
-
-
-def check_processor(without_kernels: str) -> None:
-    """Refuse processors without the instructions that oneDNN's sums of uint8 x int8 need to be exact and fast.
-
-    Args:
-        without_kernels: why a network that the kernels could compute is not; empty for one that they cannot.
-
-    Raises:
-        UsageError: this is one.
-    """
-    if torch.cpu._is_vnni_supported():
-        return
-    missing = "int8 needs an x86 processor with VNNI, which this one is not"
-    if without_kernels:
-        raise UsageError(f"{missing}, or this package's kernels, which cannot be had: {without_kernels}")
-    raise UsageError(f"{missing} (ConvNeXt V1 alone does not): take precision bf16 or fp32")
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse what is not in fp32 on the processor.
-
-    Raises:
-        UsageError: a parameter or buffer is elsewhere, or of another type.
-    """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "cpu":
-            raise UsageError(f"int8 runs on the processor, but {name} is on {tensor.device}: pass model.cpu()")
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise UsageError(f"int8 is made of an fp32 network, but {name} is {tensor.dtype}: pass model.float()")
-
-
-def check_calibration(images: Tensor) -> None:
-    """Refuse what is no batch of finite images on the processor.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise UsageError(
-            f"calibration needs normalised images (N, in_chans, H, W) in fp32, {tuple(images.shape)} of "
-            f"{images.dtype} arrived"
-        )
-    if not len(images):
-        raise UsageError("calibration has no images: pass a few dozen of those that the network will see")
-    if images.device.type != "cpu":
-        raise UsageError(f"calibration runs on the processor, its images are on {images.device}: pass images.cpu()")
-    if not images.isfinite().all():
-        raise UsageError("calibration images hold values that are not finite (NaN or infinity): look for the bad ones")
 
 
 class Int8Linear(nn.Module):
@@ -251,31 +221,18 @@ class Int8Block(nn.Module):
 
 
 class Int8Network(nn.Module):
-    """A network of quantised layers: takes and gives fp32, whatever is inside; large batches go through in parts."""
+    """A model of quantised layers, from fp32 to fp32 whatever is inside; large batches are split."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, parted: bool = True) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, split: bool = True) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
-        self.parted = parted  # or the network does it itself
+        self.split = split  # or the network does so itself
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
-        if not self.parted:
-            return self.network(x.to(self.dtype)).float()
-        parts = x.split(max(1, PART_PIXELS // max(1, x.shape[-1] * x.shape[-2])))
-        return torch.cat([self.network(part.to(self.dtype)).float() for part in parts])
-
-
-class Widened(nn.Module):
-    """A layer of fp32 behind others of fewer bits."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x.float())
+        size = max(1, PART_PIXELS // max(1, x.shape[-1] * x.shape[-2])) if self.split else max(1, len(x))
+        return torch.cat([self.network(part.to(self.dtype)).float() for part in x.split(size)])
 
 
 def lower_precision(network: nn.Module) -> None:
@@ -283,7 +240,8 @@ def lower_precision(network: nn.Module) -> None:
     tail = nn.Sequential(network.get_submodule("norm"), network.get_submodule("head"))
     network.norm = network.head = nn.Identity()  # their weights would lose bits
     network.to(activation_dtype())
-    network.norm, network.head = Widened(tail[0]), tail[1]
+    tail[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    network.norm, network.head = tail[0], tail[1]
 
 
 def activation_dtype() -> torch.dtype:

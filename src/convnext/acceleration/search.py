@@ -19,8 +19,7 @@ from convnext.acceleration.candidates import (
     kernels,
 )
 from convnext.acceleration.clock import alternate, quartiles, times_as_fast
-from convnext.acceleration.cpu.fused_network import can_fuse
-from convnext.acceleration.cpu.inference_kernels import BUILD_SECONDS, is_built
+from convnext.acceleration.cpu.inference_kernels import BUILD_SECONDS, can_fuse, is_built
 from convnext.acceleration.int8 import agreement
 from convnext.acceleration.search_report import NO_TIME, Report, Trial, key_of, recall, remember
 from convnext.errors import ConvNeXtError, RunError, UsageError, reason, unknown_name

@@ -60,7 +60,7 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
 
 
 def takes_kernels(
-    module: nn.Module, x: Tensor, *, runs_on: Callable[[torch.device], bool], dtypes: Iterable[torch.dtype]
+    x: Tensor, parameters: Iterable[Tensor], is_here: Callable[[Tensor], bool], dtypes: tuple[torch.dtype, ...]
 ) -> bool:
     """True if a swapped module's kernels apply to a feature map of four dimensions, as things are now.
 
@@ -68,26 +68,24 @@ def takes_kernels(
     on tensor subclasses (DTensor).
 
     Args:
-        module: the module; its parameters and those of its children take part.
-        x: its input.
-        runs_on: tells if a device has the kernels.
+        x: the module's input.
+        parameters: those that the kernels read.
+        is_here: tells if a tensor is on a device with the kernels.
         dtypes: those that the kernels compute in.
     """
     if not torch.compiler.is_compiling() and (
         type(x) not in (Tensor, nn.Parameter) or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
     ):
         return False
-    if x.ndim != 4 or torch.onnx.is_in_onnx_export():
+    if x.ndim != 4 or x.dtype not in dtypes or not is_here(x) or torch.onnx.is_in_onnx_export():
         return False
-    tensors = [x, *parameters_of(module)]
-    if not all(runs_on(tensor.device) for tensor in tensors):
+    mixes = torch.is_autocast_enabled(x.device.type)
+    if mixes and torch.get_autocast_dtype(x.device.type) not in dtypes:
         return False
-    found = {tensor.dtype for tensor in tensors}
-    if torch.is_autocast_enabled(x.device.type):
-        found.add(torch.get_autocast_dtype(x.device.type))
-    elif len(found) > 1:
-        return False  # torch names the mismatch
-    return found <= set(dtypes)
+    for parameter in parameters:  # where dtypes differ without autocast, torch names the mismatch
+        if parameter.dtype not in dtypes or not (mixes or parameter.dtype == x.dtype) or not is_here(parameter):
+            return False
+    return True
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

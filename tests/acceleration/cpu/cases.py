@@ -1,12 +1,12 @@
-"""Circumstances in which a layer is computed by torch's operators alone; the C code for other processors."""
+"""Circumstances in which a layer is computed by torch's operators only; small maps; the C code for other CPUs."""
 
 from functools import partial
 
 import pytest
 from torch import Tensor, nn
 
+from convnext.acceleration.cpu import add_branch, bias_gelu, depthwise, layer_norm, mlp, native, training_modules
 from convnext.acceleration.cpu import inference_kernels as inference
-from convnext.acceleration.cpu import native
 from convnext.errors import RunError
 
 
@@ -21,6 +21,13 @@ def brought_about(case: str, module: nn.Module, x: Tensor) -> tuple[nn.Module, T
     elif case == "meta":
         module, x = module.to("meta"), x.to("meta")
     return module, x
+
+
+def set_minimum(values: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the training operators for maps of so many values, at least."""
+    monkeypatch.setattr(depthwise, "MIN_PRODUCTS", values)
+    for module in (layer_norm, bias_gelu, add_branch, mlp, training_modules):
+        monkeypatch.setattr(module, "MIN_VALUES", values)
 
 
 # Options that build the C code for a processor with registers so wide, with every precision, to run on any processor.

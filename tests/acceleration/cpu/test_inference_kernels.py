@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext.acceleration.cpu.fused_network import multiplied
-from convnext.acceleration.cpu.inference_kernels import Int8, Range, block, fill, has_bf16, packed_int8, padded, patches
+from convnext.acceleration.cpu.inference_kernels import (
+    Int8,
+    Range,
+    block,
+    fill,
+    has_bf16,
+    multiplied,
+    packed_int8,
+    padded,
+    patches,
+)
 from tests.acceleration.cpu.cases import LIBRARIES, take_inference_library
 
 EPS = 1e-6

@@ -10,17 +10,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import convnext
-from convnext.acceleration.cpu import add_branch, bias_gelu, depthwise, layer_norm, mlp, native, training_modules
+from convnext.acceleration.cpu import depthwise, mlp, native, training_modules
 from convnext.acceleration.cpu.native import available
 from convnext.acceleration.swapping import is_swapped
 from convnext.models.convnext import Block
 from convnext.models.layers import DepthwiseConv2d, LayerNorm, PatchConv2d
-from tests.acceleration.cpu.cases import LIBRARIES, brought_about, take_training_library
+from tests.acceleration.cpu.cases import LIBRARIES, brought_about, set_minimum, take_training_library
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C compiler here")
 
 TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2}  # of a whole block
-OPERATORS = ("depthwise_conv2d", "layer_norm", "bias_gelu", "scale_rows", "add_branch", "residual_mlp")
+OPERATORS = ("depthwise_conv2d", "layer_norm", "bias_gelu", "add_branch", "residual_mlp")
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +28,6 @@ def _any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the operators for small feature maps too, and on every CPU."""
     monkeypatch.setattr(native, "SLOW_CONVOLUTIONS", True)
     set_minimum(0, monkeypatch)
-
-
-def set_minimum(values: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise, "MIN_PRODUCTS", values)
-    for module in (layer_norm, bias_gelu, add_branch, mlp, training_modules):
-        monkeypatch.setattr(module, "MIN_VALUES", values)
 
 
 def accelerated(module: Any) -> Any:
@@ -104,7 +98,7 @@ def test_block_trains_by_the_operators(library: str, precision: str, monkeypatch
     take_training_library(library, monkeypatch)
     module, x = block()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    ends = {"residual_mlp"} if mlp.computes(dtype) else {"bias_gelu", "scale_rows", "add_branch"}
+    ends = {"residual_mlp"} if mlp.computes(dtype) else {"bias_gelu", "add_branch"}
     norm = {"layer_norm"} if precision == "bf16" else set()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         assert operators_in(accelerated(module), x) == {"depthwise_conv2d"} | norm | ends
@@ -226,13 +220,13 @@ def test_patches(size: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPa
 def test_depthwise_equals_torchs(way: str, stride: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = DepthwiseConv2d(19, 7, stride=stride), torch.randn(2, 19, 9, 8)
     x = x.contiguous(memory_format=torch.channels_last)
-    swapped, calls, gradient = accelerated(module), [], depthwise.native_gradient
+    swapped, calls, call = accelerated(module), [], depthwise.call
     torch._dynamo.reset()
     called = torch.compile(swapped, fullgraph=True, backend="aot_eager") if way == "compiled" else swapped
-    monkeypatch.setattr(depthwise, "native_gradient", lambda *args: calls.append(1) or gradient(*args))
+    monkeypatch.setattr(depthwise, "call", lambda *args: calls.append(args[0]) or call(*args))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         fast, slow = gradients(called, x, way == "checkpointed"), gradients(module, x)
-    assert calls == [1]
+    assert calls == ["depthwise_gradient"]
     assert torch.equal(fast[0], slow[0])
     assert fast[0].dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
     assert max_error([value.float() for value in fast], [value.float() for value in slow]) < TOLERANCES[precision]

@@ -1,4 +1,4 @@
-"""GELU of a linear layer's output (exact, by erf), the bias added on the way, and the gradients of both in one pass."""
+"""GELU (exact, by erf) of a linear layer's output, for training: the bias is added in the same pass."""
 
 import math
 from typing import Any
@@ -7,60 +7,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnext.acceleration.cpu.native import NATIVE_DTYPES, call, library, vector
-from convnext.acceleration.cpu.twice import through
-from convnext.errors import UsageError
+from convnext.acceleration.cpu.native import call, check_shapes, rows_of, vector
 
-MIN_VALUES = 200_000  # of the output; below, an operator written in Python takes longer than it saves
+MIN_VALUES = 200_000  # of the output; below, an operator called from Python takes longer than it saves
 
 
 @torch.library.custom_op("convnext::bias_gelu", mutates_args=())
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(x + bias)`` in x's dtype, in memory as (N, ..., C) is.
+    """:func:`reference` in x's dtype, contiguous.
 
     Args:
-        x: (..., C).
+        x: (N, ..., C).
         bias: (C), in x's dtype or fp32.
 
     Raises:
         UsageError: the bias is of another shape.
     """
-    if bias.shape != x.shape[-1:]:
-        raise UsageError(f"a bias of {tuple(bias.shape)} for {tuple(x.shape)}: needs one value a channel, the last")
-    native = library() if x.device.type == "cpu" and x.dtype in NATIVE_DTYPES else None
-    if native is None:
-        return plain(x, bias)
+    check_shapes("bias_gelu", bias.shape == x.shape[-1:], x, bias)
     x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-    call(native, "bias_gelu", x, vector(bias), y, x.numel() // max(1, len(bias)), len(bias), x.dtype == torch.bfloat16)
+    rows, _, channels = rows_of(x)
+    call("bias_gelu", x, vector(bias), y, rows, channels, x.dtype == torch.bfloat16)
     return y
 
 
 @torch.library.custom_op("convnext::bias_gelu_gradient", mutates_args=())
 def bias_gelu_gradient(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients with respect to x and bias, the same to the bit for any number of threads.
-
-    Args:
-        grad: the gradient with respect to the output, (..., C).
-        x: (..., C).
-        bias: (C).
-    """
-    native = library() if x.device.type == "cpu" and x.dtype == grad.dtype and x.dtype in NATIVE_DTYPES else None
-    if native is None:
-        return plain_gradient(grad, x, bias)
-    x, grad, x_grad = x.contiguous(), grad.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-    bias_grad, rows = torch.empty(len(bias)), x.numel() // max(1, len(bias))
-    values = x, vector(bias), grad, x_grad, bias_grad, rows, len(bias), x.dtype == torch.bfloat16
-    call(native, "bias_gelu_gradient", *values)
+    """The gradients with respect to x and bias, the same to the bit for any number of threads."""
+    x, grad, x_grad = x.contiguous(), grad.to(x.dtype).contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    bias_grad, (rows, _, channels) = torch.empty(len(bias)), rows_of(x)
+    call("bias_gelu_gradient", x, vector(bias), grad, x_grad, bias_grad, rows, channels, x.dtype == torch.bfloat16)
     return x_grad, bias_grad.to(bias.dtype)
 
 
-def plain(x: Tensor, bias: Tensor) -> Tensor:
-    """The same by torch: the reference."""
-    return F.gelu((x + bias).to(x.dtype)).contiguous()
+def reference(x: Tensor, bias: Tensor) -> Tensor:
+    """``gelu(x + bias)`` by torch."""
+    return F.gelu(x + bias)
 
 
 def plain_gradient(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by torch."""
+    """The gradients with respect to x and bias by torch's operators alone."""
     z = x + bias
     slope = (1 + torch.erf(z * math.sqrt(0.5))) / 2 + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     product = (grad * slope).contiguous()
@@ -77,8 +62,8 @@ def _(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:  # noqa: 
     return x.new_empty(x.shape), bias.new_empty(bias.shape)
 
 
-def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:  # noqa: ARG001
-    """Keep what the gradients need."""
+def save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+    """Save what :func:`backward` needs."""
     ctx.save_for_backward(*inputs)
 
 
@@ -87,10 +72,4 @@ def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     return bias_gelu_gradient(grad, *ctx.saved_tensors)
 
 
-def gradient_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    """Gradients of the gradients."""
-    return through(plain_gradient, ctx.saved_tensors, grads)
-
-
-bias_gelu.register_autograd(backward, setup_context=save_inputs)
-bias_gelu_gradient.register_autograd(gradient_backward, setup_context=save_inputs)
+bias_gelu.register_autograd(backward, setup_context=save_for_backward)

@@ -6,6 +6,7 @@ be built, that is said once.
 
 import ctypes
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from convnext.acceleration import enabled
 from convnext.acceleration.cpu.heap import keep_memory
-from convnext.errors import KernelsWarning, RunError
+from convnext.errors import KernelsWarning, RunError, UsageError
 from convnext.files import replacing, user_cache
 
 FOLDER = Path(__file__).parent / "csrc"
@@ -88,24 +89,21 @@ def _library(options: tuple[str, ...] = ()) -> ctypes.CDLL | None:
     return native
 
 
-def call(native: ctypes.CDLL, function: str, *values: Tensor | bool | float | None) -> None:
-    """Call one of the library's functions with these values and torch's number of threads.
+def call(function: str, *values: Tensor | bool | float | None) -> None:
+    """Call a function of the library for training with these values and torch's number of threads.
 
     Args:
-        native: the library.
         function: its name without ``convnext_``.
-        values: dense tensors, whose data it gets, and numbers: int as int64_t, bool as int, float as float.
+        values: dense tensors on the CPU, whose data it gets; int as int64_t, bool as int, float as float.
 
     Raises:
-        RunError: there is no memory for its sums.
+        RunError: there is no library, or no memory for the sums.
     """
+    native = library()
+    if native is None:
+        raise RunError("the kernels for training are off or cannot be built: convnext.restore(model) does without them")
     if getattr(native, f"convnext_{function}")(*map(argument, values), ctypes.c_int(torch.get_num_threads())):
         raise RunError("no memory is left for a layer's gradient: take a smaller batch")
-
-
-def vector(values: Tensor) -> Tensor:
-    """A layer's bias or the like, dense and in fp32, as the C code takes it."""
-    return values.float().contiguous()
 
 
 def argument(value: Tensor | bool | float | None) -> Any:
@@ -116,7 +114,33 @@ def argument(value: Tensor | bool | float | None) -> Any:
         return ctypes.c_int64(value)
     if isinstance(value, float):
         return ctypes.c_float(value)
+    if value is not None and (value.dtype not in NATIVE_DTYPES or value.device.type != "cpu"):
+        raise UsageError(
+            f"the kernels take tensors in fp32 or bf16 on the CPU, {value.dtype} on {value.device} arrived"
+        )
     return ctypes.c_void_p(None if value is None else value.data_ptr())
+
+
+def vector(values: Tensor | None) -> Tensor | None:
+    """A layer's bias or the like, dense and in fp32, as the C code takes it."""
+    return None if values is None else values.float().contiguous()
+
+
+def rows_of(x: Tensor) -> tuple[int, int, int]:
+    """The rows of (N, ..., C), those of a sample, and C."""
+    rows = math.prod(x.shape[:-1])
+    return rows, rows // max(1, len(x)), x.shape[-1]
+
+
+def check_shapes(operator: str, fits: bool, *tensors: Tensor | None) -> None:
+    """Refuse tensors whose shapes do not fit together.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if not fits:
+        shapes = ", ".join("none" if tensor is None else str(tuple(tensor.shape)) for tensor in tensors)
+        raise UsageError(f"{operator} needs tensors whose shapes fit together, {shapes} arrived")
 
 
 def opened(name: str, options: tuple[str, ...] = ()) -> ctypes.CDLL:

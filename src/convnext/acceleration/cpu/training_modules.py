@@ -136,23 +136,20 @@ def training_swaps(model: nn.Module) -> Iterator[Swap]:
 
 def trains(module: nn.Module, x: Tensor) -> bool:
     """True if a module computes a training step by the C operators now."""
-    return (
-        module.training
-        and torch.is_grad_enabled()
-        and all(layer.weight.requires_grad for layer in weighted(module))
-        and takes_kernels(module, x, runs_on=is_cpu, dtypes=native.NATIVE_DTYPES)
-        and native.available()
-    )
+    if not (module.training and torch.is_grad_enabled()):
+        return False
+    layers: Any = (module.pwconv1, module.pwconv2) if isinstance(module, Block | DesignBlock) else (module,)
+    parameters = []
+    for layer in layers:
+        if not layer.weight.requires_grad:
+            return False
+        parameters += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return takes_kernels(x, parameters, is_on_cpu, native.NATIVE_DTYPES) and native.available()
 
 
-def weighted(module: Any) -> tuple[Any, ...]:
-    """The layers whose gradients the operators of a module compute."""
-    return (module.pwconv1, module.pwconv2) if isinstance(module, Block | DesignBlock) else (module,)
-
-
-def is_cpu(device: torch.device) -> bool:
-    """True for the CPU."""
-    return device.type == "cpu"
+def is_on_cpu(tensor: Tensor) -> bool:
+    """True for a tensor on the CPU."""
+    return tensor.is_cpu
 
 
 def is_large(work: int, minimum: int) -> bool:
@@ -203,7 +200,7 @@ def add_branch(shortcut: Tensor, x: Tensor, block: Any) -> Tensor:
     dtype = compute_dtype(x)
     out = torch.promote_types(shortcut.dtype, dtype if gamma is None else gamma.dtype)
     if gamma is not None:
-        weight, bias = branch.scale_rows(weight, gamma, dtype), gamma * bias
+        weight, bias = (gamma[:, None] * weight).to(dtype), gamma * bias
     return branch.add_branch(shortcut, F.linear(x, weight), bias, block.drop_path.factors(len(x), bias), out)
 
 
@@ -232,8 +229,8 @@ def obstacle_at_end(block: nn.Module) -> str | None:
 
 
 def obstacle_in_mlp(block: nn.Module) -> str | None:
-    """The same of the MLP of the roadmap's block, or of its first linear layer with GELU."""
-    return obstacle_at_end(block) or obstacle(block, pwconv1=PointwiseLinear, pwnorm1=nn.Identity, pointwise_act=GELU2d)
+    """The same of what comes before that end: the first linear layer with GELU."""
+    return obstacle(block, pwconv1=PointwiseLinear, pwnorm1=nn.Identity, pointwise_act=GELU2d)
 
 
 def obstacle_in_depthwise(convolution: Any) -> str | None:

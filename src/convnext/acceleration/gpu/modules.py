@@ -18,7 +18,15 @@ from convnext.acceleration.gpu.depthwise_operator import depthwise, depthwise_no
 from convnext.acceleration.gpu.mlp_operator import linear_add, linear_gelu, linear_gelu_squares, mlp
 from convnext.acceleration.gpu.patches_operator import cut, norm_patches
 from convnext.acceleration.gpu.triton_runtime import DTYPES, runs_on
-from convnext.acceleration.swapping import Swap, compute_dtype, is_hooked, obstacle, patch_weight, plain_type
+from convnext.acceleration.swapping import (
+    Swap,
+    compute_dtype,
+    is_hooked,
+    obstacle,
+    parameters_of,
+    patch_weight,
+    plain_type,
+)
 from convnext.acceleration.swapping import takes_kernels as takes
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
 from convnext.models.design import DesignBlock, DesignNetwork
@@ -110,7 +118,7 @@ class FusedDownsampling(nn.Sequential):
 
 def takes_kernels(module: nn.Module, x: Tensor) -> bool:
     """True if a module's kernels apply to a feature map (N, C, H, W) as things are now."""
-    return enabled() and takes(module, x, runs_on=runs_on, dtypes=DTYPES)
+    return enabled() and takes(x, parameters_of(module), lambda tensor: runs_on(tensor.device), DTYPES)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

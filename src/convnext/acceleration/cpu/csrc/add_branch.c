@@ -2,8 +2,7 @@
 //
 //     out = shortcut + keep * (x + bias)
 //
-// where `keep` is a number for each sample (stochastic depth). LayerScale is in the layer's weight: its rows are scaled
-// before the product, and the gradients of weight and scale come from that of the scaled weight.
+// where `keep` is a number for each sample (stochastic depth). LayerScale is in the layer's weight.
 
 #include "vectors.h"
 
@@ -57,44 +56,5 @@ int convnext_add_branch_gradient(
         for (int64_t c = 0; c < columns; c += LANES) add_up(bias_grad, sums, c, columns, width, tasks);
     }
     free(sums);
-    return 0;
-}
-
-// out[r, c] = weight[r, c] * scale[r]
-//
-// Args:
-//     weight: (rows, columns), fp32.
-//     scale: (rows), fp32.
-//     out: (rows, columns), fp32 or bf16, written.
-int convnext_scale_rows(
-    const float *weight, const float *scale, void *out, int64_t rows, int64_t columns, int out_is_bf16, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t c = 0; c < columns; c += LANES) {
-            int64_t at = row * columns + c;
-            store(out, at, columns - c, out_is_bf16, load(weight, at, columns - c, 0) * scale[row]);
-        }
-    return 0;
-}
-
-// Args:
-//     weight, scale: as above.
-//     grad: as out, with respect to it.
-//     weight_grad: as weight, written.
-//     scale_grad: as scale, written.
-int convnext_scale_rows_gradient(
-    const float *weight, const float *scale, const void *grad, float *weight_grad, float *scale_grad, int64_t rows,
-    int64_t columns, int grad_is_bf16, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        lanes sum = {0};
-        for (int64_t c = 0; c < columns; c += LANES) {
-            int64_t at = row * columns + c;
-            lanes g = load(grad, at, columns - c, grad_is_bf16);
-            sum += g * load(weight, at, columns - c, 0);
-            store(weight_grad, at, columns - c, 0, g * scale[row]);
-        }
-        scale_grad[row] = total(sum);
-    }
     return 0;
 }
