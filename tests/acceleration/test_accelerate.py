@@ -92,6 +92,17 @@ def test_blocks_that_are_hooked_or_changed_are_left() -> None:
 
 
 @needs_compiler
+def test_dilated_models_compute_the_same() -> None:
+    model = convnext.create_model("convnext_atto", num_classes=5, output_stride=8)
+    expected = bits(model)
+    convnext.accelerate(model, training=True)
+    left = convnext.acceleration_report(model).left
+    assert {"stages.2.0.dwconv", "stages.3.0.dwconv"} <= set(left)
+    for value, right in zip(bits(model), expected, strict=True):
+        torch.testing.assert_close(value, right, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
 def test_copies_and_files_stay_swapped() -> None:
     model = convnext.accelerate(build("convnext_atto"), training=True)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

@@ -32,6 +32,9 @@ SMALL = {
     ),
     "features": lambda: ConvNeXt(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=0),
     "v2": lambda: ConvNeXtV2(depths=(1, 1, 2, 1), dims=(24, 48, 96, 192), num_classes=10),
+    "output stride 8": lambda: ConvNeXt(
+        depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=3, kernel_size=3, output_stride=8
+    ),
     "isotropic": lambda: IsotropicConvNeXt(depth=4, dim=48, num_classes=10, layer_scale_init_value=0.1),
 }
 ROADMAP = {
@@ -75,7 +78,8 @@ def test_what_can_be_folded_is(name: str) -> None:
     assert nn.BatchNorm1d not in kinds
     affine = [module for module in fold.modules() if isinstance(module, nn.LayerNorm) and module.elementwise_affine]
     # Behind the stem, maps go into a block; without a head, and behind its activation, a norm has nothing to go into.
-    assert len(affine) <= 1 + (name == "features")
+    # Nor do those before a convolution that pads.
+    assert len(affine) <= 1 + (name == "features") + 2 * (name == "output stride 8")
 
 
 def test_other_networks_are_left_as_they_are() -> None:
@@ -91,7 +95,7 @@ def fused(model: nn.Module, bf16: bool = False) -> FusedNetwork:
     return FusedNetwork(folded(model), bf16)
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "v2"])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("v2", "output stride 8")])
 @pytest.mark.parametrize("threads", [1, 2])
 @torch.inference_mode()
 def test_the_kernels_give_what_the_network_gives(name: str, threads: int) -> None:
@@ -122,7 +126,7 @@ def test_the_kernels_take_images_of_any_size_and_number(size: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "v2"])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("v2", "output stride 8")])
 @torch.inference_mode()
 def test_the_kernels_in_bf16_are_nearer_than_the_network_in_bf16(
     name: str, library: str, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +158,7 @@ def test_the_kernels_refuse_what_the_network_refuses() -> None:
 
 def test_only_convnext_v1_in_fp32_can_be_fused() -> None:
     assert not can_fuse(SMALL["v2"]())
+    assert not can_fuse(SMALL["output stride 8"]())
     assert not can_fuse(SMALL["v1"]().double())
     assert not can_fuse(create_model("torchvision/resnet18"))
 

@@ -19,7 +19,7 @@ from convnext.acceleration import enabled
 from convnext.acceleration.cpu import native
 from convnext.errors import RunError
 from convnext.models.convnext import Block, ConvNeXt, IsotropicConvNeXt
-from convnext.models.layers import PatchConv2d
+from convnext.models.layers import DepthwiseConv2d, SameConv2d
 from convnext.models.protocol import check_image_size
 
 LIBRARY = "inference"
@@ -257,11 +257,9 @@ def can_fuse(model: nn.Module) -> bool:
     if type(model) not in (ConvNeXt, IsotropicConvNeXt):
         return False
     for module in model.modules():
+        if isinstance(module, SameConv2d) or (isinstance(module, DepthwiseConv2d) and module.dilation != (1, 1)):
+            return False  # output_stride is 16 or 8
         if isinstance(module, Block) and not isinstance(module.grn, nn.Identity):
-            return False
-        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
-            return False
-        if isinstance(module, PatchConv2d) and module.stride != module.kernel_size:
             return False
     return all(parameter.dtype == torch.float32 and parameter.device.type == "cpu" for parameter in model.parameters())
 
