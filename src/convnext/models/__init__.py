@@ -4,7 +4,7 @@ from convnext.models.convnext import Block, ConvNeXt, ConvNeXtV2, IsotropicConvN
 from convnext.models.design import Design, DesignNetwork
 from convnext.models.protocol import FeatureInfo, FeatureNet
 from convnext.models.references import is_reference
-from convnext.models.registry import as_backbone, create_model, list_models, model_costs
+from convnext.models.registry import create_model, list_models, model_costs
 from convnext.models.roadmap import roadmap
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "FeatureInfo",
     "FeatureNet",
     "IsotropicConvNeXt",
-    "as_backbone",
     "create_model",
     "is_reference",
     "list_models",

@@ -1,7 +1,7 @@
 """The cost of a model: parameters, multiply-accumulates, activations; and its measured speed."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,18 +75,11 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] = 224) -> Cost:
     return Cost(params=params, macs=flops.get_total_flops() // 2, activations=counter.activations)
 
 
-def run_on_meta(
-    model: nn.Module, image_size: int | tuple[int, int], tensors: Mapping[str, Tensor] | None = None
-) -> None:
-    """Pass one image through a model in evaluation mode, on the meta device; the model is left as it is.
-
-    Args:
-        model: the model.
-        image_size: pixels, height and width.
-        tensors: its parameters and buffers there by name, if the caller has them: see :func:`tensors_on_meta`.
-    """
+def run_on_meta(model: nn.Module, image_size: int | tuple[int, int]) -> None:
+    """Pass one image through a model in evaluation mode, on the meta device; the model is left as it is."""
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    on_meta = tensors_on_meta(model) if tensors is None else dict(tensors)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     image = torch.empty(1, image_channels(model), *size, device="meta", dtype=next(model.parameters()).dtype)
     training = model.training
     model.eval()
@@ -95,12 +88,6 @@ def run_on_meta(
             torch.func.functional_call(model, on_meta, (image,))
     finally:
         model.train(training)
-
-
-def tensors_on_meta(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and buffers on the meta device, by name."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
 
 
 def image_channels(model: nn.Module) -> int:

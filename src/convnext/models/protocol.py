@@ -4,6 +4,7 @@ Feature maps are (N, C, H, W). The methods have timm's names, arguments and resu
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -39,17 +40,9 @@ class FeatureInfo(list[dict[str, Any]]):
         entries = [self[i] for i in (self.out_indices if idx is None else idx)]
         return entries if keys is None else [{key: entry[key] for key in keys} for entry in entries]
 
-    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Channels."""
-        return self.get("num_chs", idx)
-
-    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Strides in pixels of the image."""
-        return self.get("reduction", idx)
-
-    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Names of the modules."""
-        return self.get("module", idx)
+    channels = partialmethod(get, "num_chs")
+    reduction = partialmethod(get, "reduction")
+    module_name = partialmethod(get, "module")
 
 
 class Network(nn.Module):
@@ -151,7 +144,7 @@ class Network(nn.Module):
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the stages after the last of ``indices``, the norm and the classifier; returns the indices."""
         taken = feature_indices(len(self.feature_info), indices)
@@ -203,7 +196,7 @@ class FeatureNet(nn.Module):
 
     Args:
         model: the model; all modules after the last of the feature maps are removed from it.
-        out_indices: 0 to 3, or -1 to -4 from the end; a number for the last n.
+        out_indices: 0 to 3, or -1 to -4 from the end; a number for the last n; None for all four.
 
     Attributes:
         feature_info: channels and strides of the feature maps, see :class:`FeatureInfo`.
@@ -212,7 +205,7 @@ class FeatureNet(nn.Module):
         UsageError: the model has no such feature map.
     """
 
-    def __init__(self, model: Network, out_indices: int | Sequence[int] = (0, 1, 2, 3)) -> None:
+    def __init__(self, model: Network, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
         self.out_indices = tuple(sorted(set(model.prune_intermediate_layers(out_indices, prune_norm=True))))
         self.feature_info = FeatureInfo(model.feature_info, self.out_indices)

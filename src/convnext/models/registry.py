@@ -63,13 +63,7 @@ def create_model(
         if name not in designs:
             raise unknown_name("model", name, [*VARIANTS, *designs])
         model = create_from_design(name, designs[name], options)
-    return as_backbone(model, out_indices) if features_only else model
-
-
-def as_backbone(model: nn.Module, out_indices: Sequence[int] | int | None) -> FeatureNet:
-    """A model of this package, which is changed, as a backbone."""
-    assert isinstance(model, Network)
-    return FeatureNet(model, range(len(model.feature_info)) if out_indices is None else out_indices)
+    return FeatureNet(model, out_indices) if features_only else model
 
 
 def create_from_design(name: str, design: Design, options: dict[str, Any]) -> DesignNetwork:

@@ -52,7 +52,6 @@ class Change(NamedTuple):
         key: the step's name.
         title: the change in a few words.
         section: of the paper.
-        text: the change in a sentence.
         choices: fields of :class:`Design`, for every regime; :data:`REGIMES` has the others.
         before: key of the step that is changed; None for the last kept one.
         kept: True if the path continues from this step.
@@ -61,87 +60,49 @@ class Change(NamedTuple):
     key: str
     title: str
     section: str
-    text: str
     choices: dict[str, Any]
     before: str | None = None
     kept: bool = True
 
 
-def kernel(size: int, *, kept: bool = False) -> Change:
-    """A row of the sweep over kernel sizes, all of which change the same step."""
-    outcome = "the paper keeps this one" if kept else "a side branch of the sweep"
-    text = f"The depthwise kernel grows from 3x3 to {size}x{size}; {outcome}."
-    choices = {"kernel_size": size}
-    return Change(f"kernel_{size}", f"Kernel {size}x{size}", "2.5", text, choices, "move_up_depthwise", kept)
-
-
 CHANGES = (
-    Change(
-        "resnet",
-        "ResNet",
-        "2.1",
-        "The starting point: a ResNet with bottleneck blocks (stride on the 3x3), trained with the modern recipe.",
-        {},
-    ),
-    Change(
-        "stage_ratio",
-        "Stage ratio",
-        "2.2",
-        "Move blocks towards the third stage: a compute ratio of 1:1:3:1 (1:1:9:1 in the larger networks), as in Swin.",
-        {},
-    ),
-    Change(
-        "patchify_stem",
-        "Patchify stem",
-        "2.2",
-        "One 4x4 convolution of stride 4 in place of the 7x7 convolution and the max-pool.",
-        {"stem": "patchify"},
-    ),
-    Change(
-        "depthwise",
-        "Depthwise convolution",
-        "2.3",
-        "The 3x3 convolution works on each channel alone: far fewer multiply-accumulates, less capacity.",
-        {"depthwise": True},
-    ),
-    Change("width", "Wider", "2.3", "Spend what that saved on width, up to Swin's number of channels.", {}),
-    Change(
-        "inverted_bottleneck",
-        "Inverted bottleneck",
-        "2.4",
-        "Narrow - wide - narrow, four times as wide inside, as in a transformer's MLP and MobileNetV2.",
-        {"bottleneck": "inverted"},
-    ),
-    Change(
-        "move_up_depthwise",
-        "Depthwise first",
-        "2.5",
-        "The depthwise convolution moves up before the 1x1 layers, where there are fewer channels, as attention stands "
-        "before the MLP.",
-        {"block_order": "spatial_first"},
-    ),
-    kernel(5),
-    kernel(7, kept=True),
-    kernel(9),
-    kernel(11),
-    Change("gelu", "ReLU to GELU", "2.6", "GELU in place of ReLU.", {"activation": "gelu"}),
-    Change(
-        "fewer_activations",
-        "Fewer activations",
-        "2.6",
-        "One activation a block, between the two 1x1 layers.",
-        {"activations": 1},
-    ),
-    Change("fewer_norms", "Fewer norms", "2.6", "One norm a block, before the first 1x1 layer.", {"norms": 1}),
-    Change("layer_norm", "BatchNorm to LayerNorm", "2.6", "LayerNorm in place of BatchNorm.", {"norm": "layer"}),
-    Change(
-        "separate_downsampling",
-        "Separate downsampling",
-        "2.6",
-        "2x2 convolutions of stride 2 between the stages, with the norms that keep training stable. This is ConvNeXt.",
-        {"downsampling": "separate", "stage_norms": True},
-    ),
+    Change("resnet", "ResNet", "2.1", {}),
+    Change("stage_ratio", "Stage ratio", "2.2", {}),
+    Change("patchify_stem", "Patchify stem", "2.2", {"stem": "patchify"}),
+    Change("depthwise", "Depthwise convolution", "2.3", {"depthwise": True}),
+    Change("width", "Wider", "2.3", {}),
+    Change("inverted_bottleneck", "Inverted bottleneck", "2.4", {"bottleneck": "inverted"}),
+    Change("move_up_depthwise", "Depthwise first", "2.5", {"block_order": "spatial_first"}),
+    Change("kernel_5", "Kernel 5x5", "2.5", {"kernel_size": 5}, "move_up_depthwise", kept=False),
+    Change("kernel_7", "Kernel 7x7", "2.5", {"kernel_size": 7}, "move_up_depthwise"),
+    Change("kernel_9", "Kernel 9x9", "2.5", {"kernel_size": 9}, "move_up_depthwise", kept=False),
+    Change("kernel_11", "Kernel 11x11", "2.5", {"kernel_size": 11}, "move_up_depthwise", kept=False),
+    Change("gelu", "ReLU to GELU", "2.6", {"activation": "gelu"}),
+    Change("fewer_activations", "Fewer activations", "2.6", {"activations": 1}),
+    Change("fewer_norms", "Fewer norms", "2.6", {"norms": 1}),
+    Change("layer_norm", "BatchNorm to LayerNorm", "2.6", {"norm": "layer"}),
+    Change("separate_downsampling", "Separate downsampling", "2.6", {"downsampling": "separate", "stage_norms": True}),
 )
+
+# Each change in a sentence.
+TEXTS = {
+    "resnet": "The starting point: a ResNet of bottleneck blocks (stride on the 3x3), trained with the modern recipe.",
+    "stage_ratio": "Move blocks towards the third stage: a compute ratio of 1:1:3:1, or 1:1:9:1 for larger models, as in Swin.",
+    "patchify_stem": "One 4x4 convolution of stride 4 in place of the 7x7 convolution and the max-pool.",
+    "depthwise": "The 3x3 convolution works on each channel alone: far fewer multiply-accumulates, less capacity.",
+    "width": "Spend what that saved on width, up to Swin's number of channels.",
+    "inverted_bottleneck": "Narrow, wide, narrow: four times as wide inside, as in a transformer's MLP and MobileNetV2.",
+    "move_up_depthwise": "The depthwise convolution moves before the 1x1 layers, where there are fewer channels.",
+    "kernel_5": "The depthwise kernel grows from 3x3 to 5x5; a side branch of the sweep.",
+    "kernel_7": "The depthwise kernel grows from 3x3 to 7x7; the paper keeps this one.",
+    "kernel_9": "The depthwise kernel grows from 3x3 to 9x9; a side branch of the sweep.",
+    "kernel_11": "The depthwise kernel grows from 3x3 to 11x11; a side branch of the sweep.",
+    "gelu": "GELU in place of ReLU.",
+    "fewer_activations": "One activation a block, between the two 1x1 layers.",
+    "fewer_norms": "One norm a block, before the first 1x1 layer.",
+    "layer_norm": "LayerNorm in place of BatchNorm.",
+    "separate_downsampling": "2x2 convolutions of stride 2 between the stages, with norms that keep training stable: ConvNeXt.",
+}
 
 # The sizes at which the path is walked: the choices of three steps that depend on the regime.
 REGIMES: dict[str, dict[str, dict[str, Any]]] = {
@@ -206,7 +167,7 @@ def roadmap(regime: str = "tiny") -> tuple[Step, ...]:
         choices = row.choices | REGIMES[regime].get(row.key, {})
         design = replace(steps[before].design, **choices) if before else Design(**choices)
         paper = paper_figures(regime, row.key)
-        steps[row.key] = Step(row.key, row.title, row.text, row.section, before, design, row.kept, paper)
+        steps[row.key] = Step(row.key, row.title, TEXTS[row.key], row.section, before, design, row.kept, paper)
         last = row.key if row.kept else last
     return tuple(steps.values())
 

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
 from convnext import models
 from convnext.errors import LicenceWarning, UsageError, WeightsWarning, unknown_name
-from convnext.models import Design, is_reference, list_models
+from convnext.models import Design, FeatureNet, is_reference, list_models
+from convnext.models.protocol import Network
 from convnext.weights.hub import fetch
 from convnext.weights.loading import load_weights
 from convnext.weights.published import ROWS, Published, published, tags_of
@@ -68,7 +69,7 @@ def create_model(
         warn_once(note, LicenceWarning)
     for note in loaded.notes:
         warn_once(note, WeightsWarning)
-    return models.as_backbone(model, out_indices) if features_only else model
+    return FeatureNet(cast(Network, model), out_indices) if features_only else model
 
 
 def checkpoint(name: str | Design, pretrained: str | Literal[True]) -> Published:
