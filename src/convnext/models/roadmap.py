@@ -87,11 +87,11 @@ CHANGES = (
 # Each change in a sentence.
 TEXTS = {
     "resnet": "The starting point: a ResNet of bottleneck blocks (stride on the 3x3), trained with the modern recipe.",
-    "stage_ratio": "Move blocks towards the third stage: a compute ratio of 1:1:3:1, or 1:1:9:1 for larger models, as in Swin.",
+    "stage_ratio": "Move blocks towards the third stage: a ratio of 1:1:3:1 (1:1:9:1 in larger models), as in Swin.",
     "patchify_stem": "One 4x4 convolution of stride 4 in place of the 7x7 convolution and the max-pool.",
     "depthwise": "The 3x3 convolution works on each channel alone: far fewer multiply-accumulates, less capacity.",
     "width": "Spend what that saved on width, up to Swin's number of channels.",
-    "inverted_bottleneck": "Narrow, wide, narrow: four times as wide inside, as in a transformer's MLP and MobileNetV2.",
+    "inverted_bottleneck": "Narrow, wide, narrow: four times the width inside, as in MobileNetV2 and a transformer.",
     "move_up_depthwise": "The depthwise convolution moves before the 1x1 layers, where there are fewer channels.",
     "kernel_5": "The depthwise kernel grows from 3x3 to 5x5; a side branch of the sweep.",
     "kernel_7": "The depthwise kernel grows from 3x3 to 7x7; the paper keeps this one.",
@@ -101,7 +101,7 @@ TEXTS = {
     "fewer_activations": "One activation a block, between the two 1x1 layers.",
     "fewer_norms": "One norm a block, before the first 1x1 layer.",
     "layer_norm": "LayerNorm in place of BatchNorm.",
-    "separate_downsampling": "2x2 convolutions of stride 2 between the stages, with norms that keep training stable: ConvNeXt.",
+    "separate_downsampling": "2x2 convolutions of stride 2 between the stages, with norms for stability: ConvNeXt.",
 }
 
 # The sizes at which the path is walked: the choices of three steps that depend on the regime.
