@@ -15,8 +15,8 @@ from convnext.acceleration.clock import alternate, quartiles, times_as_fast
 from convnext.acceleration.cpu.depthwise import depthwise_conv2d, depthwise_gradient
 from convnext.acceleration.cpu.native import available
 from convnext.benchmark.benchmark_plan import choose_precisions
-from convnext.benchmark.case import Precision
-from convnext.benchmark.ceiling import DTYPES
+from convnext.benchmark.configurations import Precision
+from convnext.benchmark.machine import DTYPES
 
 BATCH = 8
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # ConvNeXt-T's at 224 px: channels, height and width

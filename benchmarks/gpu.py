@@ -35,8 +35,8 @@ from torch import nn
 import convnext
 from convnext.acceleration.clock import quartiles, seconds_of
 from convnext.acceleration.folding import folded
-from convnext.benchmark.peak_memory import PeakMemory
-from convnext.benchmark.settings import Call, Setting, inference, training
+from convnext.benchmark.configurations import Call, Setting, inference, training
+from convnext.benchmark.machine import PeakMemory
 from convnext.errors import reason
 
 START = time.perf_counter()
@@ -182,7 +182,7 @@ def measure(row: Row, left: float) -> dict[str, Any]:
                 call()
             give_back()
             memory = PeakMemory(DEVICE)
-            memory.begin()
+            memory.reset()
             seconds = rounds_of(call)
         low, median, high = (row.batch / value for value in reversed(quartiles(seconds)))
         peak = memory.bytes()

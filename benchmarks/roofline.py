@@ -29,8 +29,8 @@ from torch.utils.flop_counter import flop_registry
 import convnext
 from convnext.acceleration.clock import seconds_of
 from convnext.benchmark.benchmark_plan import choose_precisions
-from convnext.benchmark.case import Precision
-from convnext.benchmark.ceiling import matrix_products
+from convnext.benchmark.configurations import Precision
+from convnext.benchmark.machine import matrix_products
 from convnext.environment import environment
 from convnext.plotting import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE, write_figure
 

@@ -16,16 +16,16 @@ from typing import Any
 
 from result_files import processor_kind, write_rows
 
-from convnext.benchmark.benchmark_plan import Network, Plan, choose_precisions, make_plan
+from convnext.benchmark.benchmark_plan import Plan, choose_precisions, make_plan, open_model
 from convnext.benchmark.benchmark_table import tables
-from convnext.benchmark.case import CEILING, Case
 from convnext.benchmark.comparison import Benchmark
+from convnext.benchmark.configurations import CEILING, Configuration
 from convnext.benchmark.peers import PEERS
 from convnext.console import console_on
 from convnext.device import choose_device
 
 NETWORK, SCALE = "convnext_tiny", "torchvision/resnet50"
-LEAST_ROUNDS = 3
+MIN_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Table:
 
     Attributes:
         mode: inference or training.
-        batches: images at a time; several take turns with each other.
+        batches: images at a time; several are interleaved.
         peers: whether other libraries' networks stand beside ours.
         scale: whether ResNet-50 does.
         precisions: those of them that the machine has; none of them for all that it has.
@@ -83,7 +83,7 @@ def plan_of(table: Table, rounds: int, seconds: float | None) -> Plan:
     """What a table measures on this machine."""
     device = choose_device("auto")
     plan = make_plan(
-        [Network(NETWORK), *([Network(SCALE)] if table.scale else [])],
+        [open_model(NETWORK), *([open_model(SCALE)] if table.scale else [])],
         against=PEERS if table.peers else (),
         modes=[table.mode],
         precisions=[known for known in choose_precisions((), device) if known in table.precisions],
@@ -96,12 +96,12 @@ def plan_of(table: Table, rounds: int, seconds: float | None) -> Plan:
         [case for case in group if case.library == CEILING or not table.settings or case.setting in table.settings]
         for group in plan.groups
     ]
-    return replace(plan, groups=in_turns(chosen), least=LEAST_ROUNDS)
+    return replace(plan, groups=interleaved(chosen), min_rounds=MIN_ROUNDS)
 
 
-def in_turns(groups: list[list[Case]]) -> list[list[Case]]:
-    """The groups of a precision as one, with one ceiling, so that batches take turns: a machine's speed changes."""
-    together: dict[str, list[Case]] = {}
+def interleaved(groups: list[list[Configuration]]) -> list[list[Configuration]]:
+    """The groups of a precision as one, with one ceiling, with batches interleaved: a machine's speed changes."""
+    together: dict[str, list[Configuration]] = {}
     for case in itertools.chain(*groups):
         cases = together.setdefault(case.precision, [])
         if not (case.library == CEILING and cases):

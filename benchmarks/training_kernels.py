@@ -21,8 +21,8 @@ from convnext.acceleration.clock import alternate, quartiles, times_as_fast
 from convnext.acceleration.cpu import training_modules
 from convnext.acceleration.cpu.native import available
 from convnext.benchmark.benchmark_plan import choose_precisions
-from convnext.benchmark.case import Precision
-from convnext.benchmark.ceiling import flop_of_image, matrix_products
+from convnext.benchmark.configurations import Precision
+from convnext.benchmark.machine import flop_of_image, matrix_products
 from convnext.models.convnext import Block
 from convnext.models.layers import DepthwiseConv2d, LayerNorm
 

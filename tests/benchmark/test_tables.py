@@ -20,7 +20,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "setting"), [("growth", "optimized"), ("training-growth", "channels_last+kernels")])
-def test_batches_of_one_setting_take_turns_beside_one_ceiling(speed: Any, name: str, setting: str) -> None:
+def test_batches_of_one_setting_are_interleaved_with_one_ceiling(speed: Any, name: str, setting: str) -> None:
     plan = speed.plan_of(speed.TABLES[name], 15, None)
     assert plan.groups
     for ceiling, *rows in plan.groups:
@@ -28,7 +28,7 @@ def test_batches_of_one_setting_take_turns_beside_one_ceiling(speed: Any, name: 
         assert [(row.library, row.setting) for row in rows] == [("convnext", setting)] * 4
         assert [row.batch for row in rows] == [8, 16, 32, 64]
         assert {row.precision for row in rows} == {ceiling.precision}
-    assert (plan.least, plan.seconds) == (3, speed.TABLES[name].seconds)
+    assert (plan.min_rounds, plan.seconds) == (3, speed.TABLES[name].seconds)
     assert speed.plan_of(speed.TABLES[name], 15, 7).seconds == 7
 
 

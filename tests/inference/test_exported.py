@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import convnext
-from convnext.benchmark.benchmark_plan import make_plan, open_network
+from convnext.benchmark.benchmark_plan import make_plan, open_model
 from convnext.cli import main
 from convnext.data import load_data
 from convnext.data.preprocessing import Preprocessing
@@ -96,7 +96,7 @@ def test_features_and_weights_files(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_benchmark_measures_it_as_it_is(onnx: convnext.ExportResult, run: Path) -> None:
-    network, same = open_network(str(onnx.path)), open_network(str(run))
+    network, same = open_model(str(onnx.path)), open_model(str(run))
     plan = make_plan([network, same], compiled=False)
     settings = [(case.name, case.setting) for case in plan.groups[0] if case.library == "convnext"]
     assert settings[0] == (str(onnx.path), "exported")

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import models
 
 import convnext
-from convnext.benchmark.benchmark_plan import open_network
+from convnext.benchmark.benchmark_plan import open_model
 from convnext.cli import main
 from convnext.data import load_data
 from convnext.errors import RunError, UsageError
@@ -126,7 +126,7 @@ COMMANDS: dict[str, Callable[[str], Any]] = {
     "convert": lambda name: run_command("convert", name, "out.pth"),
     "train --weights": lambda name: find_weights(name, "convnext_atto"),
     "models": lambda name: run_command("models", name, "--json"),
-    "benchmark": open_network,
+    "benchmark": open_model,
 }
 
 

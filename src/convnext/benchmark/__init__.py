@@ -1,1 +1,1 @@
-"""How fast a network runs on this machine, against its peers, and its fastest equivalent."""
+"""The speed of models on this machine, in every setting, against the same models of other libraries."""

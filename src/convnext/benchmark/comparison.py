@@ -1,4 +1,4 @@
-"""A benchmark: every row in a process of its own, taking turns round by round, and what came of it as a document."""
+"""A benchmark: configurations in a process each, measured interleaved round by round, and the document of results."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,36 +10,35 @@ from typing import Any
 import torch
 
 from convnext.acceleration.clock import alternate
+from convnext.benchmark import ratios
 from convnext.benchmark.benchmark_plan import Plan
-from convnext.benchmark.case import CEILING, Case
+from convnext.benchmark.configurations import CEILING, Configuration
 from convnext.benchmark.peers import PEERS
-from convnext.benchmark.race import beaten
-from convnext.benchmark.ratios import ceiling_of, document_row, growth, share_of_ceiling, times_best_peer, to_best_peer
-from convnext.benchmark.row_process import Row, RowProcess
+from convnext.benchmark.worker_process import Measurement, WorkerProcess
 from convnext.environment import environment, installed_version
 from convnext.errors import RunError
 from convnext.quantities import duration
 
-AHEAD = 1  # processes that start while another prepares: importing takes seconds and little else
+AHEAD = 1  # processes that start while another prepares: importing takes seconds and little CPU
 
 
 class Benchmark:
-    """What a plan comes to. :meth:`run` measures; :meth:`document` is what there is so far.
+    """Measures a plan: :meth:`run` measures; :meth:`document` gives the results so far.
 
     Attributes:
         plan: what is measured.
-        groups: the rows of each group that was begun.
+        groups: the measurements of each group that was begun.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.groups: list[list[Row]] = []
+        self.groups: list[list[Measurement]] = []
 
     def run(self) -> Iterator[str]:
-        """Measure group after group; yields what is being done, in a line each time.
+        """Measure group after group; yields a line of progress for each step.
 
         Raises:
-            RunError: not one row of a network could be measured.
+            RunError: not one configuration could be measured.
         """
         yield from self.plan.notes
         with tempfile.TemporaryDirectory() as folder:
@@ -47,69 +46,58 @@ class Benchmark:
             for number, (name, model) in enumerate(self.plan.models.items()):
                 files[name] = str(Path(folder, f"{number}.pt"))
                 torch.save(model, files[name])
-            for cases in self.plan.groups:
-                yield from self.measure([replace(case, file=files.get(case.name)) for case in cases])
-        rows = [row for row in self.rows() if row.case.library != CEILING]
-        if not any(row.seconds for row in rows):
-            raise RunError(f"nothing could be measured: {rows[0].case}: {rows[0].error}")
+            for group in self.plan.groups:
+                yield from self.measure([replace(one, file=files.get(one.name)) for one in group])
+        measured = [one for group in self.groups for one in group if one.configuration.library != CEILING]
+        if not any(one.seconds for one in measured):
+            raise RunError(f"nothing could be measured: {measured[0].configuration}: {measured[0].error}")
 
-    def measure(self, cases: list[Case]) -> Iterator[str]:
-        """One group: prepare each row's process, then let all take turns."""
-        rows = [Row(case) for case in cases]
-        self.groups.append(rows)
+    def measure(self, configurations: list[Configuration]) -> Iterator[str]:
+        """Measure one group: prepare the process of each configuration, then run all of them round by round."""
+        plan, measurements = self.plan, [Measurement(configuration) for configuration in configurations]
+        self.groups.append(measurements)
         with ExitStack() as stack:
-            processes: list[RowProcess] = []
-            for number, row in enumerate(rows, start=1):
-                for ahead in rows[len(processes) : number + AHEAD]:
-                    processes.append(RowProcess(ahead, self.plan.threads, self.plan.cpus))
+            processes: list[WorkerProcess] = []
+            for number, measurement in enumerate(measurements, start=1):
+                for ahead in measurements[len(processes) : number + AHEAD]:
+                    processes.append(WorkerProcess(ahead, plan.threads, plan.cpus))
                     stack.callback(processes[-1].close)
-                yield f"{number} of {len(rows)}: {row.case}"
+                yield f"{number} of {len(measurements)}: {measurement.configuration}"
                 yield from processes[number - 1].prepare()
-                if row.error:
-                    yield f"not measured: {row.case}: {row.error}"
-            turns = {number: process.turn for number, process in enumerate(processes) if not process.row.error}
+                if measurement.error:
+                    yield f"not measured: {measurement.configuration}: {measurement.error}"
+            calls = {i: process.run_round for i, process in enumerate(processes) if not process.measurement.error}
             spent = 0.0
-            for number in range(1, self.plan.rounds + 1):
-                took = alternate(turns, rounds=1, warm_up=0)
-                spent += sum(seconds for times in took.values() for seconds in times)
-                yield f"round {number} of {self.plan.rounds}, {duration(spent)}"
-                if number == self.plan.rounds or (spent > self.plan.seconds and number >= self.plan.least):
+            for number in range(1, plan.rounds + 1):
+                times = alternate(calls, rounds=1, warm_up=0)
+                spent += sum(seconds for (seconds,) in times.values())
+                yield f"round {number} of {plan.rounds}, {duration(spent)}"
+                if number == plan.rounds or (spent > plan.seconds and number >= plan.min_rounds):
                     break
-                for row, why in beaten(rows) if self.plan.race else ():
-                    row.ended = why
-                    ended = rows.index(row)
-                    del turns[ended]
-                    processes[ended].close()
-                    yield f"ended: {row.case}: {why}"
-
-    def rows(self) -> list[Row]:
-        """All rows that were begun."""
-        return [row for group in self.groups for row in group]
+                for measurement, reason in ratios.beaten(measurements) if plan.race else ():
+                    measurement.ended = reason
+                    i = measurements.index(measurement)
+                    del calls[i]
+                    processes[i].close()
+                    yield f"ended: {measurement.configuration}: {reason}"
 
     def document(self) -> dict[str, Any]:
         """The ``--json`` document of what was measured so far."""
-        rows, shares = [], []
+        plan, measured, shares, ceilings = self.plan, [], [], []
         for group in self.groups:
-            ceilings = [row for row in group if row.case.library == CEILING]
-            for row in group:
-                if row.case.library != CEILING:
-                    share = share_of_ceiling(row, ceilings, self.plan.macs[row.case.name])
-                    rows.append(row)
-                    shares.append(share)
-        return {
-            "environment": self.environment(),
-            "ceiling": ceiling_of(self.rows(), self.plan.macs),
-            "rows": [document_row(*facts) for facts in zip(rows, shares, times_best_peer(rows), strict=True)],
-            "ratios": {"to_best_peer": to_best_peer(rows), "growth": growth(rows, shares)},
-            "notes": self.plan.notes,
-        }
-
-    def environment(self) -> dict[str, Any]:
-        """The machine and versions, with the threads and processors that each process was held to."""
+            own_ceilings = [one for one in group if one.configuration.library == CEILING]
+            models = [one for one in group if one.configuration.library != CEILING]
+            ceilings += own_ceilings
+            measured += models
+            shares += [ratios.share_of_ceiling(one, own_ceilings, plan.macs[one.configuration.name]) for one in models]
+        speedups = ratios.times_best_peer(measured)
         facts = environment()
         facts["versions"] |= {name: installed_version(name) for name in PEERS if name not in facts["versions"]}
-        return facts | {
-            "device": str(self.plan.device),
-            "threads": self.plan.threads,
-            "processors": sorted(self.plan.cpus) or None,
+        facts |= {"device": str(plan.device), "threads": plan.threads, "processors": sorted(plan.cpus) or None}
+        return {
+            "environment": facts,
+            "ceiling": ratios.ceiling_of(ceilings, plan.macs),
+            "rows": [ratios.document_row(*row) for row in zip(measured, shares, speedups, strict=True)],
+            "ratios": {"to_best_peer": ratios.to_best_peer(measured), "growth": ratios.growth(measured, shares)},
+            "notes": plan.notes,
         }

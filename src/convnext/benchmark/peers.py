@@ -1,4 +1,4 @@
-"""The same networks in other libraries, built by their own builders with random weights."""
+"""The same models in other libraries, built by their own builders with random weights."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convnext.benchmark.case import OURS
+from convnext.benchmark.configurations import OURS
 from convnext.errors import UsageError, unknown_name
 from convnext.models import create_model, is_reference
 from convnext.models.convnext import VARIANTS, ConvNeXt
@@ -16,7 +16,7 @@ PEERS = ("timm", "torchvision", "transformers")
 
 
 class LogitsOf(nn.Module):
-    """A network of transformers that puts out its logits alone."""
+    """A model of transformers that returns its logits alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class LogitsOf(nn.Module):
 
 
 def check_libraries(libraries: Iterable[str]) -> None:
-    """Refuse libraries that are no peers, and those that are not installed.
+    """Refuse libraries that are unknown or not installed.
 
     Raises:
         UsageError: with the nearest names, or with what to install.
@@ -41,12 +41,12 @@ def check_libraries(libraries: Iterable[str]) -> None:
 
 
 def library_of(name: str) -> str:
-    """Where a network of this name comes from."""
+    """The library of a model by its name."""
     return name.partition("/")[0] if is_reference(name) else OURS
 
 
-def has_network(library: str, name: str) -> bool:
-    """Whether a library has the network that this package calls ``name``, the same in size and result."""
+def has_model(library: str, name: str) -> bool:
+    """True if a library has the model that this package calls ``name``, of the same size and with the same result."""
     if library == "transformers":
         builder = VARIANTS.get(name)
         return builder is not None and builder.func is ConvNeXt
@@ -54,12 +54,12 @@ def has_network(library: str, name: str) -> bool:
 
 
 def build(name: str, library: str, image_size: int) -> nn.Module:
-    """A library's network for 1000 classes.
+    """Build a library's model for 1000 classes.
 
     Args:
-        name: this package's name of it, or of a reference its own, such as ``torchvision/resnet50``.
-        library: of :data:`PEERS`, or this package.
-        image_size: pixels a side, for networks that are built for one size.
+        name: this package's name of it, or such as ``torchvision/resnet50``.
+        library: one of :data:`PEERS`, or this package.
+        image_size: height and width in pixels, for models that are built for one size.
     """
     if library == "transformers":
         return build_transformers(name)
@@ -69,7 +69,7 @@ def build(name: str, library: str, image_size: int) -> nn.Module:
 
 
 def build_transformers(name: str) -> nn.Module:
-    """The network of transformers with a variant's depths and widths."""
+    """Build the model of transformers with a variant's depths and widths."""
     import transformers
 
     kind = "ConvNextV2" if name.startswith("convnextv2") else "ConvNext"

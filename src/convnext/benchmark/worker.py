@@ -1,6 +1,6 @@
-"""The process of one row: builds its network, prepares it, and runs it whenever it is told to.
+"""Program of one configuration's process: builds its model, warms it up, and measures one round per request.
 
-It reads lines of JSON on stdin and answers each with one on stdout, until stdin ends.
+It reads lines of JSON from stdin and answers each with one on stdout, until stdin ends.
 """
 
 import importlib
@@ -8,130 +8,105 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from convnext.acceleration.clock import seconds_of
 from convnext.acceleration.cpu.heap import give_back
-from convnext.benchmark.case import CEILING, OURS, Case
-from convnext.benchmark.ceiling import matrix_products
-from convnext.benchmark.peak_memory import PeakMemory
+from convnext.benchmark.configurations import CEILING, OURS, SETTINGS, Call, Configuration, inference, training
+from convnext.benchmark.machine import PeakMemory, matrix_products
 from convnext.benchmark.peers import build
-from convnext.benchmark.settings import SETTINGS, Call, inference, training
 from convnext.errors import ConvNeXtError, KernelsWarning, reason
 
-WARM_UP = 3  # calls before the first turn, which begins with one more that does not count
-LONG = 2  # seconds of a call that is the last of them, compiling and all
-TURN_SECONDS = 0.2  # that a turn lasts at least, so that the way between processes is nothing beside it
+WARM_UP = 3  # calls before the first round, which begins with one more that does not count
+LONG_SECONDS = 2  # a call of this length, compilation included, is the last of the warm-up
+MIN_ROUND_SECONDS = 0.2  # so that messages between processes cost nothing by comparison
 
 
-def network_of(case: Case) -> nn.Module:
-    """The network of a row."""
-    if case.file:
-        return torch.load(case.file, weights_only=False)  # written for this row alone, by the process that started it
-    return build(case.name, case.library, case.image_size)
-
-
-def call_of(case: Case, device: torch.device) -> tuple[Call, float]:
-    """What a row runs, and how much it is: images, or FLOP for the ceiling."""
-    if case.library == CEILING:
-        return matrix_products(case.precision, device)
-    setting = SETTINGS[case.setting]
-    model = network_of(case).to(device)
-    images = torch.randn(case.batch, case.in_channels, case.image_size, case.image_size, device=device)
-    if case.mode == "inference":
-        return inference(model, images, case.precision, setting), case.batch
+def call_of(configuration: Configuration, device: torch.device) -> tuple[Call, float]:
+    """The call to measure, and its work: images, or FLOP for the ceiling."""
+    batch, size, precision = configuration.batch, configuration.image_size, configuration.precision
+    if configuration.library == CEILING:
+        return matrix_products(precision, device)
+    if configuration.file:  # pickled by the process that started this one
+        model = torch.load(configuration.file, weights_only=False)
+    else:
+        model = build(configuration.name, configuration.library, size)
+    model, setting = model.to(device), SETTINGS[configuration.setting]
+    images = torch.randn(batch, configuration.in_channels, size, size, device=device)  # (N, C, H, W)
+    if configuration.mode == "inference":
+        return inference(model, images, precision, setting), batch
     with torch.inference_mode():
         classes = model.eval()(images[:1]).shape[1]
-    labels = torch.randint(classes, (case.batch,), device=device)
-    return training(model, images, labels, case.precision, setting), case.batch
+    labels = torch.randint(classes, (batch,), device=device)
+    return training(model, images, labels, precision, setting), batch
 
 
-def prepared(case: Case) -> tuple[Callable[[], float], dict[str, Any], PeakMemory]:
-    """A row's turn, what is to be known of it, and the meter of its memory."""
+def responses_of(configuration: Configuration) -> Iterator[dict[str, Any]]:
+    """The response to each request: first the work per call, once the model is warm; then the seconds of a round."""
     torch.manual_seed(0)
-    device = torch.device(case.device)
-    if case.library not in (CEILING, OURS):
-        importlib.import_module(case.library)  # before memory counts
+    device = torch.device(configuration.device)
+    if configuration.library not in (CEILING, OURS):
+        importlib.import_module(configuration.library)  # before memory counts
     memory = PeakMemory(device)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        call, work = call_of(case, device)
+        call, work = call_of(configuration, device)
         warm_up(call)
     give_back()
-    memory.begin()
-
-    def turn() -> float:
-        seconds_of(call)  # finds caches and memory as another process left them, so it does not count
-        seconds = seconds_of_calls(call)
-        give_back()  # to the processes whose turn it is
-        return seconds
-
+    memory.reset()
     notes = [str(warning.message) for warning in caught if issubclass(warning.category, KernelsWarning)]
-    return turn, {"work": work, "notes": notes}, memory
+    yield {"work": work, "notes": notes}
+    while True:
+        seconds_of(call)  # does not count: other processes have used caches and memory meanwhile
+        seconds = seconds_per_call(call)
+        give_back()  # to the processes that run next
+        yield {"seconds": seconds, "peak_memory": memory.bytes()}
 
 
 def warm_up(call: Call) -> None:
-    """Run until compilers, allocators and caches have done their work, or once where a call takes long."""
+    """Run until compilers, allocators and caches are warm, or once where a call takes long."""
     for _ in range(WARM_UP):
-        if seconds_of(call) > LONG:
+        if seconds_of(call) > LONG_SECONDS:
             break
 
 
-def seconds_of_calls(call: Call) -> float:
-    """Seconds of a call, on average over as many as fill a turn."""
+def seconds_per_call(call: Call) -> float:
+    """Mean seconds of as many calls as fill a round."""
     seconds, calls = 0.0, 0
-    while seconds < TURN_SECONDS:
+    while seconds < MIN_ROUND_SECONDS:
         seconds += seconds_of(call)
         calls += 1
     return seconds / calls
 
 
-def answer(make: Callable[[], dict[str, Any]], batch: int) -> dict[str, Any]:
-    """What a request comes to; of one that fails, why."""
+def next_or_error(responses: Iterator[dict[str, Any]], batch: int) -> dict[str, Any]:
+    """The next response, or the error that it raised."""
     try:
-        return make()
+        return next(responses)
     except ConvNeXtError as error:
         return {"error": str(error)}
-    except (MemoryError, torch.OutOfMemoryError):
-        return {"error": out_of_memory(batch)}
-    except Exception as error:  # a library or its compiler may fail in any way: that is this row's result
+    except Exception as error:  # a library or its compiler may fail in any way, which is a result too
         text = str(error)
-        if "alloc" in text and "memory" in text:
-            return {"error": out_of_memory(batch)}
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or ("alloc" in text and "memory" in text):
+            return {"error": f"out of memory at batch {batch}: take a smaller --batch"}
         return {"error": f"{type(error).__name__}: {reason(error)}"}
 
 
-def out_of_memory(batch: int) -> str:
-    """Words for a row that does not fit."""
-    return f"out of memory at batch {batch}: take a smaller --batch"
-
-
 def main() -> None:
-    """Answer until stdin ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
-    asked = json.loads(sys.stdin.readline())
-    torch.set_num_threads(asked["threads"])
-    case = Case(**asked["case"])
-    turn, memory = None, None
-
-    def begin() -> dict[str, Any]:
-        nonlocal turn, memory
-        turn, facts, memory = prepared(case)
-        return facts
-
-    def go_on() -> dict[str, Any]:
-        assert turn is not None
-        assert memory is not None
-        return {"seconds": turn(), "peak_memory": memory.bytes()}
-
-    print(json.dumps(answer(begin, case.batch)), file=answers)
-    for _ in sys.stdin:
-        print(json.dumps(answer(go_on, case.batch)), file=answers)
+    """Answer requests until stdin ends."""
+    stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no response
+    request = json.loads(sys.stdin.readline())
+    torch.set_num_threads(request["threads"])
+    configuration = Configuration(**request["configuration"])
+    responses = responses_of(configuration)
+    while True:
+        print(json.dumps(next_or_error(responses, configuration.batch)), file=stdout)
+        if not sys.stdin.readline():
+            break
 
 
 if __name__ == "__main__":

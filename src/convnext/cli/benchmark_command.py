@@ -19,31 +19,31 @@ def benchmark(
     trust: Trust = False,
     json: Json = False,
 ) -> None:
-    """Measure how fast networks run on this machine, in every setting, against other libraries' and the machine's own
+    """Measure the speed of models on this machine, in every setting, against other libraries and the machine's own
     matrix products.
 
-    Every row has a process of its own; they take turns, round by round, and one that another setting of the same
-    network clearly beats ends early. Images a second are medians; the ceiling is what matrix products alone would
-    allow; peak memory is the process's (a GPU's: what torch allocates on it).
+    Every configuration has a process of its own; they are measured interleaved, round by round, and one that another
+    setting of the same model clearly beats ends early. Images/s are medians; the ceiling is what matrix products alone
+    would allow; peak memory is the process's (on a GPU what torch allocates).
 
     Args:
-        against: libraries whose same network to measure as well, separated by commas: timm,torchvision,transformers.
+        against: libraries to compare with, separated by commas: timm,torchvision,transformers.
         mode: inference, training (forward, backward, AdamW), or inference,training.
-        batch: images at a time; several, separated by commas, show how speed and memory grow.
+        batch: images per call; several, separated by commas, show how speed and memory grow.
         precision: fp32, bf16, or auto for all that the device computes in.
-        image_size: pixels a side; the network's own by default, 224 for random weights.
-        threads: of each process, pinned to as many processors; one for each core by default.
-        rounds: turns of a row, at most.
-        seconds: begin no further round later than this; for each mode, batch and precision.
-        race: end settings of a network that another clearly beats, so that time is left for those that may be fastest.
-        compile: try torch.compile as well, which takes up to a minute for each network, library and precision.
+        image_size: height and width in pixels; the model's own by default, 224 for random weights.
+        threads: of each process, pinned to as many CPUs; one per core by default.
+        rounds: maximum for each configuration.
+        seconds: begin no further round after this time; for each mode, batch and precision.
+        race: end settings of a model that another clearly beats, so that time is left for those that may be fastest.
+        compile: measure with torch.compile as well, which takes up to a minute for each model, library and precision.
     """
-    from convnext.benchmark.benchmark_plan import make_plan, open_network
+    from convnext.benchmark.benchmark_plan import make_plan, open_model
     from convnext.benchmark.benchmark_table import tables
     from convnext.benchmark.comparison import Benchmark
 
     plan = make_plan(
-        [open_network(name, trust) for name in dict.fromkeys(models)],
+        [open_model(name, trust) for name in dict.fromkeys(models)],
         against=names(against),
         modes=names(mode),
         precisions=[] if precision == "auto" else names(precision),

@@ -1,11 +1,19 @@
-"""What a row runs: the networks of other libraries are the same, and each setting computes the same result."""
+"""The models of other libraries are the same, and each setting computes the same result."""
 
 import pytest
 import torch
 
 import convnext
-from convnext.benchmark.peers import PEERS, build, check_libraries, has_network
-from convnext.benchmark.settings import KERNELS, OURS_ALONE, PLAIN, SETTINGS, inference, settings_for, training
+from convnext.benchmark.configurations import (
+    KERNELS,
+    OPTIMIZED,
+    PLAIN,
+    SETTINGS,
+    inference,
+    settings_for,
+    training,
+)
+from convnext.benchmark.peers import PEERS, build, check_libraries, has_model
 from convnext.device import has_cpu_bf16
 from convnext.errors import UsageError
 from convnext.models.cost import cost
@@ -16,8 +24,8 @@ SIZE = 64
 
 @pytest.mark.parametrize("name", ["convnext_atto", "convnext_tiny", "convnextv2_pico"])
 @pytest.mark.parametrize("library", PEERS)
-def test_a_peers_network_costs_what_ours_does(library: str, name: str) -> None:
-    if not has_network(library, name):
+def test_a_peers_model_costs_what_ours_does(library: str, name: str) -> None:
+    if not has_model(library, name):
         assert (library, name) in {("torchvision", "convnext_atto"), ("torchvision", "convnextv2_pico")}
         return
     with torch.device("meta"):
@@ -25,14 +33,14 @@ def test_a_peers_network_costs_what_ours_does(library: str, name: str) -> None:
     assert (cost(theirs, SIZE).params, cost(theirs, SIZE).macs) == (cost(ours, SIZE).params, cost(ours, SIZE).macs)
 
 
-def test_networks_that_others_lack() -> None:
-    assert not any(has_network(library, "convnext_isotropic_small") for library in ("torchvision", "transformers"))
-    assert not any(has_network(library, "roadmap_tiny/gelu") for library in PEERS)
+def test_models_that_others_lack() -> None:
+    assert not any(has_model(library, "convnext_isotropic_small") for library in ("torchvision", "transformers"))
+    assert not any(has_model(library, "roadmap_tiny/gelu") for library in PEERS)
 
 
 def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UsageError, match="transformers is not installed: pip install transformers"):
+    with pytest.raises(UsageError, match="pip install transformers"):
         check_libraries(["transformers"])
 
 
@@ -40,11 +48,11 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (SETTINGS[name].compiled or name in OURS_ALONE))
+        pytest.param(name, marks=[pytest.mark.slow] * (SETTINGS[name].compiled or name in OPTIMIZED))
         for name in SETTINGS
     ],
 )
-def test_every_setting_computes_the_networks_logits(name: str, precision: str) -> None:
+def test_every_setting_computes_the_models_logits(name: str, precision: str) -> None:
     model = convnext.create_model(
         "convnext_atto", num_classes=5, layer_scale_init_value=1.0, head_init_scale=10.0
     ).eval()
@@ -78,7 +86,7 @@ def test_every_setting_trains(name: str, precision: str) -> None:
     assert losses[1] < losses[0]
 
 
-def test_every_peer_is_tried_in_every_setting() -> None:
+def test_every_peer_is_measured_in_every_setting() -> None:
     for mode in ("inference", "training"):
         assert settings_for("timm", mode, compiled=True) == ["eager", "channels_last", "compiled"]
         assert settings_for("timm", mode, compiled=False) == ["eager", "channels_last"]
