@@ -54,6 +54,7 @@ def trained(images: Tensor, classes: Tensor) -> nn.Module:
     """ConvNeXt-T, trained at 64 px, then at 224; with noise and shifts, so that not every digit is an easy one."""
     torch.manual_seed(0)
     model = convnext.create_model("convnext_tiny", num_classes=10, drop_path_rate=0.0, layer_scale_init_value=0.1)
+    convnext.accelerate(model, training=True)
     for size, steps, rate, batch in ((64, 300, 8e-4, 16), (SIZE, 30, 3e-4, 8)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)

@@ -47,11 +47,9 @@ GROUPS = {  # what an operation is called in the figure, by how torch's or this 
     "convolution": "convolutions",
     "depthwise_conv2d": "depthwise convolution",
     "depthwise_gradient": "depthwise convolution, gradients",
-    "depthwise_weight_gradient": "depthwise convolution, gradient of the weight",
     "gelu": "GELU",
     "bias_gelu": "GELU, with the bias",
     "add_branch": "ends of branches: bias, addition",
-    "scale_rows": "LayerScale, in the weights",
     "residual_mlp": "linear layers, GELU, addition",
     "residual_mlp_gradient": "linear layers, GELU, addition, backward",
     "native_layer_norm": "LayerNorm",
@@ -161,6 +159,7 @@ def step_of(mode: str, precision: str, batch: int) -> Callable[[], None]:
                 model(images)
 
         return infer
+    convnext.accelerate(model, training=True)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def train() -> None:

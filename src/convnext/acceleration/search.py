@@ -104,20 +104,7 @@ def fastest(
 
     Variants are tried one by one, each checked against the model's own outputs and measured beside the fastest so far.
     The choice is remembered for this machine and models of this structure: the next call only makes and checks it.
-
-    Args:
-        model: from images (N, C, H, W) to outputs; left as it is, but put into evaluation mode.
-        example: images as they will come, in fp32, on the model's device: speed is that of their shape.
-        precision: fp32; bf16; auto, which is either, where the device has bf16; or int8, which is any of them.
-        seconds: nothing is tried that would take longer than this in all.
-        calibration: images that int8 is calibrated with, and its agreement counted on.
-        force: take int8 even where its top-1 agrees with the model's on fewer than 99 % of the images.
-        experimental: try the kernels in Triton.
-
-    Raises:
-        UsageError: a precision that is unknown or that the device does not have, an example that the model cannot
-            take, or int8 without images to calibrate with.
-        RunError: no variant gives the model's outputs.
+    The arguments and errors are those of :func:`convnext.accelerate`; the model is put into evaluation mode.
     """
     check(example, precision)
     model = model.eval()
