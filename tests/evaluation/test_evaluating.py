@@ -80,7 +80,7 @@ def test_batches_and_workers_change_nothing_but_speed(make_folder: MakeFolder, m
 def test_a_folder_with_broken_files_only(make_folder: MakeFolder, make_run: MakeRun) -> None:
     data = make_folder({"a/cat": 2, "a/dog": 2, "b/cat": 1})
     (data / "b" / "cat" / "0.jpg").write_bytes(b"no picture")
-    with pytest.raises(RunError, match=r"none of the held-out images can be read; the first: .*0.jpg"):
+    with pytest.raises(RunError, match=r"the first: .*0\.jpg"):
         convnext.evaluate(make_run(data / "a"), data / "b", workers=0)
 
 
@@ -89,15 +89,15 @@ def test_weights_that_are_not_finite(make_run: MakeRun) -> None:
     weights = safetensors.torch.load_file(run / "best.safetensors")
     weights["head.weight"][0, 0] = math.nan
     safetensors.torch.save_file(weights, run / "best.safetensors")
-    with pytest.raises(RunError, match="are not finite for some images: its weights are damaged"):
+    with pytest.raises(RunError, match="are not finite"):
         convnext.evaluate(run)
 
 
 def test_values_out_of_range(make_run: MakeRun) -> None:
     run = make_run("digits")
-    with pytest.raises(UsageError, match="batch_size is 0, needs 1 or more"):
+    with pytest.raises(UsageError, match="batch_size is 0"):
         convnext.evaluate(run, batch_size=0)
-    with pytest.raises(UsageError, match="device 'tpu' cannot be used here"):
+    with pytest.raises(UsageError, match="'tpu'"):
         convnext.evaluate(run, device="tpu")
 
 
@@ -106,7 +106,7 @@ def test_too_little_memory(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("convnext.evaluation.evaluating.evaluate_batches", too_large)
-    with pytest.raises(RunError, match="batches of 64 are too large for the memory of cpu: lower --batch-size"):
+    with pytest.raises(RunError, match="batches of 64"):
         convnext.evaluate(make_run("digits"), device="cpu")
 
 

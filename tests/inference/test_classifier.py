@@ -139,16 +139,14 @@ def test_an_endless_stream_is_answered_as_it_comes() -> None:
 
 
 def test_wrong_values(make_run: MakeRun) -> None:
-    with pytest.raises(UsageError, match="top is 0, needs 1 or more"):
+    with pytest.raises(UsageError, match="top is 0"):
         COLOURS.predict(RED, top=0)
-    with pytest.raises(UsageError, match="batch_size is 0, needs 1 or more"):
+    with pytest.raises(UsageError, match="batch_size is 0"):
         COLOURS.stream(RED, batch_size=0)
-    with pytest.raises(UsageError, match="device 'tpu' cannot be used here"):
+    with pytest.raises(UsageError, match="'tpu'"):
         convnext.load(make_run("digits"), device="tpu")
     two = Classifier(Colours(), ("a", "b"), COLOURS.preprocessing, "two")
-    with pytest.raises(
-        UsageError, match=r"two gives outputs of shape \(1, 3\) for 1 images, needs one for each of its 2"
-    ):
+    with pytest.raises(UsageError, match=r"two .* \(1, 3\)"):
         two.predict(RED)
 
 
@@ -158,7 +156,7 @@ def test_damaged_weights_give_no_answer() -> None:
             return super().forward(images) * math.nan
 
     classifier = Classifier(Nothing(), COLOURS.classes, COLOURS.preprocessing, "nothing")
-    with pytest.raises(RunError, match="the outputs of nothing are not finite: its weights are damaged"):
+    with pytest.raises(RunError, match="nothing are not finite"):
         classifier.predict(RED)
 
 
@@ -167,7 +165,7 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(COLOURS.model, "forward", too_large)
-    with pytest.raises(RunError, match="2 images at a time are too large for the memory of cpu: lower the batch size"):
+    with pytest.raises(RunError, match=r"2 images .* memory of cpu"):
         COLOURS.predict([RED, RED])
 
 

@@ -42,7 +42,7 @@ def test_uint8_images_in_probabilities_out_and_a_fixed_batch_for_any_number(run:
         torch.testing.assert_close(program(images[:3]), expected[:3], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(exported(x).softmax(1), expected, rtol=1e-4, atol=1e-5)
         assert exported(x[:0]).shape == (0, 10)
-        with pytest.raises(UsageError, match=r"\(N, 3, 48, 48\).*\(1, 3, 32, 32\)"):
+        with pytest.raises(UsageError, match=r"48, 48\).* 32, 32\)"):
             exported(torch.zeros(1, 3, 32, 32))
     assert calls == [3, 3, 3]
 
@@ -261,9 +261,9 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
-    with pytest.raises(UsageError, match=rf"{package} is not installed.*pip install 'convnext\[{extra}\]'"):
+    with pytest.raises(UsageError, match=rf"{package} .*'convnext\[{extra}\]'"):
         convnext.export(run, format, out=tmp_path / f"a{suffix}")
     if package == {"onnx": "onnxruntime"}.get(format, format):
         (tmp_path / f"a{suffix}").write_bytes(b"x")
-        with pytest.raises(UsageError, match=rf"{package} is not installed.*pip install 'convnext\[{extra}\]'"):
+        with pytest.raises(UsageError, match=rf"{package} .*'convnext\[{extra}\]'"):
             convnext.load(tmp_path / f"a{suffix}")

@@ -116,7 +116,7 @@ def test_decompression_bombs_are_named_without_being_decoded(tmp_path: Path, sid
     """100 million pixels, of which Pillow only warns, and 400 million."""
     path = tmp_path / "bomb.png"
     Image.new("1", (side, side)).save(path)
-    with pytest.raises(UnreadableImageError, match=rf"bomb.png: Image size \({side**2} pixels\) exceeds limit"):
+    with pytest.raises(UnreadableImageError, match=rf"bomb.png: .*\({side**2} pixels\)"):
         read_file(str(path))
 
 
@@ -236,5 +236,5 @@ def test_networks_of_one_channel_take_grey_tensors() -> None:
     for one in (PHOTO.convert("L"), pixels[None], pixels[None, None]):
         (image,) = image_inputs(one, grey)
         assert np.array_equal(image.pixels(grey).numpy(), np.asarray(grey.cut(PHOTO.convert("L"))))
-    with pytest.raises(UsageError, match=r"needs \(1, H, W\) or \(N, 1, H, W\)"):
+    with pytest.raises(UsageError, match=r"\(N, 1, H, W\)"):
         list(image_inputs(torch.zeros(3, 16, 16, dtype=torch.uint8), grey))

@@ -71,9 +71,7 @@ def test_torchvision_is_evaluated_by_its_own_means(weights: dict[str, torch.Tens
 def test_folders_may_have_the_names_of_categories(make_folder: MakeFolder) -> None:
     evaluation = convnext.evaluate(NAME, make_folder({"goldfish": 1, "toilet tissue": 1}), workers=0)
     assert evaluation.metrics.rows.labels.tolist() == [1, 999]
-    with pytest.raises(
-        UsageError, match=r"digits has 10 classes that torchvision/shufflenet_v2_x0_5 does not know: 0, 1"
-    ):
+    with pytest.raises(UsageError, match=r"digits has 10 classes"):
         convnext.evaluate(NAME, "digits", workers=0)
 
 

@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_run(make_run: MakeRun, damage: Callable[[Path], No
 
 def test_what_is_no_run(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("digits", name="flowers")
-    with pytest.raises(UsageError, match=r"no run folder .*flower: there is .*flowers"):
+    with pytest.raises(UsageError, match=r"flower: there is .*flowers"):
         resolve(tmp_path / "flower")
     with pytest.raises(UsageError, match=r"recipe.json is missing"):
         resolve(tmp_path)

@@ -1,6 +1,11 @@
 """`convnext benchmark`."""
 
+from typing import TYPE_CHECKING
+
 from convnext.cli.options import Device, Json, ModelNames, Trust, names, note, print_json, show, whole_numbers
+
+if TYPE_CHECKING:
+    from convnext.benchmark.comparison import Benchmark
 
 
 def benchmark(
@@ -39,7 +44,6 @@ def benchmark(
         compile: measure with torch.compile as well, which takes up to a minute for each model, library and precision.
     """
     from convnext.benchmark.benchmark_plan import make_plan, open_model
-    from convnext.benchmark.benchmark_table import tables
     from convnext.benchmark.comparison import Benchmark
 
     plan = make_plan(
@@ -56,15 +60,19 @@ def benchmark(
         rounds=rounds,
         seconds=seconds,
     )
-    run = Benchmark(plan)
+    print_benchmark(Benchmark(plan), json)
 
-    def print_figures() -> None:
-        print_json(run.document()) if json else show(tables(run.document()))
 
+def print_benchmark(benchmark: "Benchmark", json: bool) -> None:
+    """Run a benchmark and print its figures, after Ctrl-C those that were measured until then."""
+    from convnext.benchmark.benchmark_table import tables
+
+    message = ""
     try:
-        for line in run.run():
+        for line in benchmark.run():
             note(line)
     except KeyboardInterrupt:
-        print_figures()
-        raise KeyboardInterrupt("Interrupted. What was measured until then is on stdout.") from None
-    print_figures()
+        message = "Interrupted. What was measured until then is on stdout."
+    print_json(benchmark.document()) if json else show(tables(benchmark.document()))
+    if message:
+        raise KeyboardInterrupt(message)

@@ -73,14 +73,7 @@ def explain(
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other: call once for each")
     option = chosen[0] if chosen else ""
-    if label is not None and option:
-        raise UsageError(f"--label is the class that heat maps explain, and {option} draws none: leave it out")
-    if data is not None and option not in OVER_IMAGES:
-        raise UsageError(f"--data is for {', '.join(OVER_IMAGES)}: leave it out, or add one of them")
-    if image_size is not None and option != "--architecture":
-        raise UsageError("--image-size is for --architecture: leave it out, or add that")
-    if trust and option:
-        raise UsageError(f"--trust is for heat maps, and {option} cannot look into an exported file: leave it out")
+    check_options(option, label, data, image_size, trust)
     from convnext.explanation.found import default_folder
 
     folder = out or default_folder(model)
@@ -90,6 +83,18 @@ def explain(
         show_heat_maps(model, others, folder, top, label, json, device, trust)
     else:
         raise UsageError("no images: name files, folders or patterns, or - for a list on standard input")
+
+
+def check_options(option: str, label: str | None, data: str | None, image_size: int | None, trust: bool) -> None:
+    """Refuse options that the mode does not use."""
+    if label is not None and option:
+        raise UsageError(f"--label is the class that heat maps explain, and {option} draws none: leave it out")
+    if data is not None and option not in OVER_IMAGES:
+        raise UsageError(f"--data is for {', '.join(OVER_IMAGES)}: leave it out, or add one of them")
+    if image_size is not None and option != "--architecture":
+        raise UsageError("--image-size is for --architecture: leave it out, or add that")
+    if trust and option:
+        raise UsageError(f"--trust is for heat maps, and {option} cannot look into an exported file: leave it out")
 
 
 def show_heat_maps(

@@ -1,7 +1,6 @@
 """`convnext predict`."""
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
@@ -55,13 +54,10 @@ def predict(
     title = "" if sys.stdout.isatty() and not out and not json else model
     with ExitStack() as stack:
         stack.enter_context(pillow_warnings())
-        sinks: list[Callable[[Prediction], None]] = []
-        if out:
-            sinks.append(stack.enter_context(predictions_file(out, min(top, len(classifier.classes)))))
-        if json:
-            sinks.append(stack.enter_context(json_writer(sys.stdout.write)))
-        if not sinks:
-            sinks.append(print_table if len(first) <= FEW and sys.stdout.isatty() else print_line)
+        files = [predictions_file(out, min(top, len(classifier.classes)))] if out else []
+        files += [json_writer(sys.stdout.write)] if json else []
+        printer = print_table if len(first) <= FEW and sys.stdout.isatty() else print_line
+        sinks = [stack.enter_context(file) for file in files] or [printer]
         count = None if "-" in images else len(first)
         progress = stack.enter_context(image_progress(title, count))
         predictions = stack.enter_context(closing(classifier.stream(chain(first, paths), top, batch, count, note)))

@@ -22,8 +22,7 @@ def roadmap(
 ) -> None:
     """Turn a ResNet into a ConvNeXt step by step: cost, speed and accuracy of every step as table, figure and page.
 
-    Writes results.json, roadmap.png, roadmap.svg and report.html. Called again with the same words, it goes on where it
-    stopped.
+    Writes results.json, roadmap.png, roadmap.svg and report.html. The same command resumes a stopped study.
 
     Args:
         data: digits (the default), cifar10, cifar100, imagenet:PATH, or the path of a folder of images. With

@@ -19,7 +19,7 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.device import autocast_for, choose_device, choose_workers
 from convnext.errors import RunError, UsageError
 from convnext.inference.evaluation_data import images_for
-from convnext.inference.model import DEFAULT_IMAGE_SIZE, Model, resolve
+from convnext.inference.model import DEFAULT_IMAGE_SIZE, Model, check_classes, resolve
 from convnext.training.distributed import Ranks, process_group
 from convnext.training.metrics import Metrics
 from convnext.training.metrics import evaluate as evaluate_batches
@@ -110,7 +110,7 @@ def evaluate(
         torch_device = choose_device(model.device_name(device), ranks.local_rank)
         if model.exported and precision not in ("auto", "fp32"):
             raise UsageError(f"{model.name} is exported with its own precision: leave out --precision {precision}")
-        model.check_classifier()
+        check_classes(model.name, model.classes)
         if isinstance(data, DatasetImages):
             images = HeldOut(type(data.dataset).__name__, "images", model.classes, data)
         else:

@@ -19,7 +19,7 @@ from convnext.data.preprocessing import Preprocessing
 from convnext.device import choose_device
 from convnext.errors import RunError, UsageError, WeightsWarning
 from convnext.inference.inputs import ImageInput, image_inputs
-from convnext.inference.model import Model, resolve
+from convnext.inference.model import Model, check_classes, resolve
 
 DEFAULT_BATCH_SIZE = 32
 UNKNOWN_COUNT = 256  # images expected where their number is not known
@@ -137,11 +137,7 @@ class Classifier:
 
     def check_classes(self) -> None:
         """Refuse to predict without classes."""
-        if not self.classes:
-            raise UsageError(
-                f"{self.name or 'the model'} has no classifier, its .model gives features: train one on them "
-                "(convnext train FOLDER --weights FILE)"
-            )
+        check_classes(self.name, self.classes)
 
     def predict_batches(
         self, model: nn.Module, images: Iterator[ImageInput], top: int, batch_size: int

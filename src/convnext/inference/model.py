@@ -1,6 +1,6 @@
 """`Model`, the record of a model that a user named, and `resolve`, which opens it for every command."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -96,14 +96,6 @@ class Model:
             raise UsageError(f"{self.name} is an exported file, which runs on the CPU: leave out --device {device}")
         return "cpu"
 
-    def check_classifier(self) -> None:
-        """Refuse a model without a classifier."""
-        if not self.classes:
-            raise UsageError(
-                f"{self.name} has no classifier, its module gives features: train one on them "
-                "(convnext train FOLDER --weights FILE)"
-            )
-
     def untrained(self) -> nn.Module:
         """The same architecture with initial weights, in evaluation mode."""
         if not self.is_trained:
@@ -114,6 +106,15 @@ class Model:
                 "that it was exported from"
             )
         return with_initial_weights(self.build)
+
+
+def check_classes(name: str, classes: Sequence[str]) -> None:
+    """Refuse a model without a classifier, whose module gives features."""
+    if not classes:
+        raise UsageError(
+            f"{name or 'the model'} has no classifier, it gives features: train one on them "
+            "(convnext train FOLDER --weights FILE)"
+        )
 
 
 def has_gradients(module: nn.Module) -> bool:
