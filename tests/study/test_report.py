@@ -73,7 +73,7 @@ def test_without_training_there_is_no_accuracy_of_ours(tmp_path: Path) -> None:
     (*_, last) = run_study(make_plan(regime="micro", train=False, out=tmp_path / "out"))
     figure = draw(last.results)
     assert [axes.get_xlabel() for axes in figure.get_axes()] == [
-        "multiply-accumulates an image, 10⁶",
+        "multiply-accumulates per image, 10⁶",
         "ImageNet-1K top-1 accuracy, %",
     ]
     page = render_page(last.results, "<svg></svg>")

@@ -17,7 +17,7 @@ from convnext.study import runner as study_run
 from convnext.study.plan import Plan, make_plan
 from convnext.study.report import render_page
 from convnext.study.results import noise
-from convnext.study.runner import run_study
+from convnext.study.runner import Update, run_study
 from convnext.study.study_table import follow, table
 from tests.conftest import MakeFolder
 from tests.study.conftest import REFERENCE, STEPS, small_plan
@@ -91,16 +91,16 @@ def test_other_steps_and_references_join_a_study(study_folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 2}, r"another study \(epochs is 1 there, 2 here\)"),
-        ({"image_size": 48}, r"another study \(image_size is 32 there, 48 here\)"),
-        ({"steps": ["kernel_8"]}, "unknown step 'kernel_8': did you mean kernel_"),
-        ({"references": ["resnet18"]}, "resnet18 is no reference: .*torchvision/resnet18 or timm/resnet18"),
-        ({"seeds": 0}, "seeds is 0, needs 1 or more"),
-        ({"minutes": -1.0}, "minutes is -1.0, needs 0 or more"),
+        ({"epochs": 2}, "epochs is 1"),
+        ({"image_size": 48}, "image_size is 32"),
+        ({"steps": ["kernel_8"]}, "kernel_8"),
+        ({"references": ["resnet18"]}, "torchvision/resnet18 or timm/resnet18"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"minutes": -1.0}, "minutes is -1.0"),
         ({"minutes": float("nan")}, "minutes is nan"),
-        ({"references": ["torchvision/resnet19"]}, "unknown reference .*torchvision/resnet18"),
-        ({"epochs": 0}, "epochs is 0, needs 1 or more"),
-        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        ({"references": ["torchvision/resnet19"]}, "torchvision/resnet18"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"device": "abacus"}, "abacus"),
     ],
 )
 def test_slips_change_nothing(study_folder: Path, change: dict[str, Any], message: str) -> None:
@@ -110,31 +110,51 @@ def test_slips_change_nothing(study_folder: Path, change: dict[str, Any], messag
     assert {path: path.stat().st_mtime_ns for path in study_folder.rglob("*") if path.is_file()} == before
 
 
-def test_unknown_regime_data_and_foreign_folders(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown regime 'mikro': did you mean micro"):
-        make_plan(regime="mikro")
-    with pytest.raises(UsageError, match="unknown data 'digitz'"):
-        make_plan(regime="micro", data="digitz")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"regime": "mikro"}, "micro"),
+        ({"data": "digitz"}, "digitz"),
+        ({"image_size": 16}, "--image-size 32"),
+        ({"references": ["torchvision/alexnet"]}, r"torchvision/alexnet .*--image-size"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        make_plan(**{"regime": "micro", "data": "digits", "image_size": 32, "train": False} | change)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UsageError, match="is there already and holds no study"):
+    with pytest.raises(UsageError, match="--out"):
         small_plan(tmp_path)
 
 
-def test_images_too_small_say_what_to_do() -> None:
-    with pytest.raises(UsageError, match=r"image size 16 is too small for roadmap_micro/.*--image-size 32"):
-        small_plan(None, image_size=16, train=False)
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> list[Update]:
+    """The updates of a study of one step and three seeds, without time for them."""
+    plan = small_plan(tmp_path_factory.mktemp("limited") / "out", steps=["kernel_7"], references=[])
+    return list(run_study(dataclasses.replace(plan, seeds=3, minutes=0.0)))
 
 
-def test_a_reference_that_cannot_take_the_images_is_named() -> None:
-    with pytest.raises(UsageError, match=r"torchvision/alexnet cannot take images of 32 px .*--image-size"):
-        small_plan(None, references=["torchvision/alexnet"], train=False)
+def test_the_time_limit_leaves_at_least_two_seeds(limited: list[Update]) -> None:
+    assert len(limited[-1].results["steps"][0]["top1"]) == 2
 
 
-@pytest.mark.parametrize(("minutes", "seeds_made"), [(0.0, 2), pytest.param(60.0, 3, marks=pytest.mark.slow)])
-def test_the_time_limit_leaves_at_least_two_seeds(tmp_path: Path, minutes: float, seeds_made: int) -> None:
+@pytest.mark.slow
+def test_a_time_limit_that_is_not_reached_changes_nothing(tmp_path: Path) -> None:
     plan = small_plan(tmp_path / "out", steps=["kernel_7"], references=[])
-    (*_, last) = run_study(dataclasses.replace(plan, seeds=3, minutes=minutes))
-    assert len(last.results["steps"][0]["top1"]) == seeds_made
+    (*_, last) = run_study(dataclasses.replace(plan, seeds=3, minutes=60.0))
+    assert len(last.results["steps"][0]["top1"]) == 3
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown(limited: list[Update], terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    assert follow(limited, console) == limited[-1].results
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(words in text for words in ("2 of at most 3", "kernel_7", "%"))
+    assert ("img/s" in text) == terminal
 
 
 @pytest.mark.slow
@@ -150,7 +170,8 @@ def test_a_training_that_diverges_does_not_end_the_study(tmp_path: Path, monkeyp
     plan = small_plan(tmp_path / "out", references=[])
     (*_, last) = run_study(dataclasses.replace(plan, seeds=1))
     assert [len(step["top1"]) for step in last.results["steps"]] == [1, 0, 1]
-    assert last.results["warnings"] == ["kernel_7, seed 0: the loss is not finite"]
+    (warning,) = last.results["warnings"]
+    assert "kernel_7, seed 0" in warning
 
 
 @pytest.mark.parametrize("regime", ["tiny", pytest.param("base", marks=pytest.mark.slow)])
@@ -233,7 +254,7 @@ def test_other_images_under_the_same_name_are_another_study(make_folder: MakeFol
     assert last.results["num_classes"] == 2
     (data / "train" / "emu").mkdir()
     shutil.copy(data / "train" / "cat" / "0.jpg", data / "train" / "emu")
-    with pytest.raises(UsageError, match=r"another study \(images is '6 for training, 4 held out"):
+    with pytest.raises(UsageError, match="images is"):
         plan()
 
 
@@ -257,7 +278,7 @@ def test_odd_contents_of_the_folder(study_folder: Path, results: dict[str, Any],
         step | {"images_per_second": pytest.approx(0, abs=1e9)} for step in results["steps"]
     ]
     (folder / "study.json").write_text("[]")
-    with pytest.raises(RunError, match=r"study\.json, it holds no JSON object"):
+    with pytest.raises(RunError, match=r"study\.json"):
         small_plan(folder)
     (folder / "study.json").write_text("{}")
     with pytest.raises(UsageError, match="another study"):
@@ -270,7 +291,7 @@ def test_trainings_made_elsewhere_are_named(study_folder: Path, tmp_path: Path) 
     path.write_text(path.read_text().replace('"processor": "', '"processor": "Abacus '))
     (*_, last) = run_study(small_plan(folder))
     (warning,) = last.results["warnings"]
-    assert warning.startswith("some trainings were made elsewhere: Abacus")
+    assert "Abacus" in warning
 
 
 @pytest.mark.slow
@@ -286,17 +307,7 @@ def test_where_time_is_over_the_speed_is_null(monkeypatch: pytest.MonkeyPatch) -
     plan = make_plan(regime="micro", train=False)
     (first,) = run_study(plan)
     assert [step["images_per_second"] for step in first.results["steps"]] == [None] * 16
-    assert "the speed of 16 of 16 networks was not measured" in first.results["warnings"][0]
+    assert "16 of 16" in first.results["warnings"][0]
     console = Console(file=io.StringIO(), width=100)
     console.print(table(first.results))
     assert "Within" not in render_page(first.results, "<svg></svg>")
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_shown(tmp_path: Path, terminal: bool) -> None:
-    with (tmp_path / "log").open("w") as file:
-        console = Console(file=file, force_terminal=terminal, width=100)
-        follow(run_study(small_plan(tmp_path / "out", steps=["kernel_7"], references=[], seeds=1)), console)
-    text = (tmp_path / "log").read_text()
-    assert all(words in text for words in ("1 of 1", "kernel_7", "%"))
-    assert ("img/s" in text) == terminal

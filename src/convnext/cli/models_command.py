@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -25,7 +26,6 @@ def models(
     from convnext.inference.model import resolve
     from convnext.models import model_costs
     from convnext.models.cost import cost
-    from convnext.study.study_table import family_table
     from convnext.weights.names import parse_name
     from convnext.weights.published import listing, listing_table
 
@@ -44,4 +44,20 @@ def models(
         print_json(rows)
     else:
         console = console_on(sys.stdout)
-        console.print(listing_table(rows, console.width) if pretrained else family_table(rows))
+        console.print(listing_table(rows, console.width) if pretrained else cost_table(rows))
+
+
+def cost_table(rows: list[dict[str, Any]]) -> Any:
+    """The rows of :func:`convnext.models.model_costs` as a table."""
+    from rich.table import Table
+
+    from convnext.quantities import quantity
+
+    columns = {"params": "params", "MACs": "macs", "activations": "activations"}
+    table = Table(title=f"one image of {rows[0]['image_size']} px, 1000 classes")
+    table.add_column("model")
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["name"], *(quantity(row[key]) for key in columns.values()))
+    return table

@@ -27,7 +27,7 @@ def roadmap(
     Args:
         data: digits (the default), cifar10, cifar100, imagenet:PATH, or the path of a folder of images. With
             --no-train, tiny and base are counted for ImageNet (1000 classes, 224 px) unless data is given.
-        regime: micro (for two processor cores), tiny (ResNet-50 to ConvNeXt-T) or base (ResNet-200 to ConvNeXt-B).
+        regime: micro (for two CPU cores), tiny (ResNet-50 to ConvNeXt-T) or base (ResNet-200 to ConvNeXt-B).
         steps: keys of the steps to run, separated by commas; all by default.
         epochs: epochs of each training; the data's recipe decides by default.
         seeds: trainings of each step.

@@ -1,4 +1,4 @@
-"""What a study of the roadmap is asked to do, checked before anything runs or is written."""
+"""The plan of a study of the roadmap, checked before anything runs or is written."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ import torch
 
 from convnext.data import load_data
 from convnext.device import choose_device
-from convnext.errors import ConvNeXtError, UsageError, unknown_name
+from convnext.errors import ConvNeXtError, UsageError, reason, unknown_name
 from convnext.files import is_vacant, read_json, write_json
 from convnext.models import is_reference, roadmap
 from convnext.models.cost import Cost, cost
@@ -29,7 +29,7 @@ EPOCHS = {"digits": 12}
 
 @dataclass(frozen=True)
 class Entry:
-    """One network of a study: a step of the roadmap, or a reference (``step`` is None), and its cost."""
+    """One model of a study: a step of the roadmap, or a reference (``step`` is None), and its cost."""
 
     model: str
     step: Step | None
@@ -47,16 +47,16 @@ class Plan:
 
     Attributes:
         regime: of the roadmap.
-        entries: the steps in the roadmap's order, then the references; those of earlier calls as well.
-        asked: keys of the entries that this call asks for.
+        entries: the steps in the roadmap's order, then the references; those of earlier commands as well.
+        asked: keys of the entries that this command names.
         recipe: the one recipe of every training; each sets its own model and seed.
         num_classes: of the data.
         images: the data's fingerprint; None where there is no data.
-        notes: what should be known about the data.
+        notes: remarks about the data.
         folder: where everything is written; None for nowhere.
-        seeds: trainings of each network.
+        seeds: trainings of each model.
         minutes: begin no further round of seeds that would end later than this; None for no limit.
-        train: False counts and measures only.
+        train: False to count and measure only.
     """
 
     regime: str
@@ -76,46 +76,53 @@ class Plan:
         return dataclasses.replace(self.recipe, model=entry.model, seed=seed)
 
     def run_folder(self, entry: Entry, seed: int) -> Path:
-        """Where one training lies."""
+        """The folder of one training."""
         assert self.folder is not None
         return self.folder / "runs" / entry.key.replace("/", "-") / f"seed-{seed}"
 
     @property
     def shared_recipe(self) -> dict[str, Any]:
-        """What all trainings have in common."""
+        """The fields that all trainings have in common."""
         return {name: value for name, value in self.recipe.to_dict().items() if name not in ("model", "seed")}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes another call go on with this study rather than be refused."""
+        """What another command must have in common with this study to continue it."""
         recipe = {name: value for name, value in self.recipe.identity.items() if name in self.shared_recipe}
         return {"regime": self.regime, "images": self.images, **recipe}
 
     def record(self) -> None:
-        """Write down whose folder this is and what it holds; what other calls wrote meanwhile stays."""
+        """Write ``study.json``: identity and entries, with those that other commands wrote meanwhile."""
         assert self.folder is not None
         earlier = read_study(self)
         study: dict[str, Any] = {"identity": self.identity}
-        for kind in ("steps", "references"):
-            here = [entry.key for entry in self.entries if bool(entry.step) == (kind == "steps")]
-            study[kind] = list(dict.fromkeys([*earlier.get(kind, ()), *here]))
+        for kind, keys in (("steps", self.step_keys), ("references", self.reference_names)):
+            study[kind] = list(dict.fromkeys([*earlier.get(kind, ()), *keys]))
         write_json(self.folder / "study.json", study)
 
     @property
+    def step_keys(self) -> list[str]:
+        """The keys of the steps."""
+        return [entry.key for entry in self.entries if entry.step]
+
+    @property
+    def reference_names(self) -> list[str]:
+        """The names of the references."""
+        return [entry.key for entry in self.entries if not entry.step]
+
+    @property
     def command(self) -> str:
-        """The call that makes this study, with all that its folder holds."""
-        words = ["convnext", "roadmap", "--regime", self.regime]
+        """The command that makes this study, with all that its folder holds."""
+        arguments = ["convnext", "roadmap", "--regime", self.regime]
         if self.recipe.data != IMAGENET_SHAPE:
-            words += ["--data", self.recipe.data]
-        steps = [entry.key for entry in self.entries if entry.step]
-        if len(steps) < len(roadmap(self.regime)):
-            words += ["--steps", ",".join(steps)]
-        references = [entry.key for entry in self.entries if not entry.step]
-        if references:
-            words += ["--references", ",".join(references)]
-        words += ["--epochs", str(self.recipe.epochs), "--seeds", str(self.seeds)] if self.train else ["--no-train"]
-        words += ["--image-size", str(self.recipe.image_size)]
-        return shlex.join(words + (["--out", str(self.folder)] if self.folder else []))
+            arguments += ["--data", self.recipe.data]
+        if len(self.step_keys) < len(roadmap(self.regime)):
+            arguments += ["--steps", ",".join(self.step_keys)]
+        if self.reference_names:
+            arguments += ["--references", ",".join(self.reference_names)]
+        arguments += ["--epochs", str(self.recipe.epochs), "--seeds", str(self.seeds)] if self.train else ["--no-train"]
+        arguments += ["--image-size", str(self.recipe.image_size)]
+        return shlex.join(arguments + (["--out", str(self.folder)] if self.folder else []))
 
 
 def make_plan(
@@ -132,22 +139,17 @@ def make_plan(
     train: bool = True,
     out: Path | None = None,
 ) -> Plan:
-    """Check what was asked for, and turn it into a plan.
+    """Check the options of a study, and turn them into a plan.
 
     Args:
         regime: ``micro``, ``tiny`` or ``base``.
-        data: see :func:`convnext.data.load_data`; by default digits, or without training ImageNet's shape for the two
-            regimes that the paper has.
-        steps: keys; by default all.
+        data: see :func:`convnext.data.load_data`; digits by default, or without training ImageNet's classes and image
+            size for the two regimes of the paper.
+        steps: keys; all by default.
         references: names such as ``torchvision/resnet18``.
-        epochs: in place of the recipe's.
-        image_size: in place of the recipe's.
-        seeds: trainings of each network.
-        minutes: see :class:`Plan`.
-        device: as in a recipe.
-        train: whether anything will be trained.
-        out: the folder; by default ``runs/roadmap-REGIME-DATA``, or none without training. What earlier calls did
-            there is reported as well.
+        epochs, image_size, device: see :class:`Recipe`; the data's recipe decides by default.
+        seeds, minutes, train: see :class:`Plan`.
+        out: the folder; ``runs/roadmap-REGIME-DATA`` by default, none without training.
 
     Raises:
         UsageError: an unknown regime, step, reference or data; a value out of range; images too small for a network; or
@@ -165,19 +167,11 @@ def make_plan(
             raise unknown_name("step", key, keys)
     for name in references:
         if not is_reference(name):
-            raise UsageError(f"{name} is no reference: name its library as well, torchvision/{name} or timm/{name}")
-    images, notes = None, ()
-    if data is None and not train and regime != "micro":
-        recipe, num_classes = from_scratch("imagenet:"), 1000
-        recipe = dataclasses.replace(recipe, data=IMAGENET_SHAPE)
-    else:
-        recipe = from_scratch("digits" if data is None else data)
-        recipe = dataclasses.replace(recipe, epochs=EPOCHS.get(recipe.data, recipe.epochs))
-        loaded = load_data(recipe.data, val_fraction=recipe.val_fraction)
-        num_classes, images, notes = len(loaded.classes), loaded.fingerprint, loaded.notes
-    change: dict[str, Any] = {"epochs": epochs, "image_size": image_size}
-    change = {name: value for name, value in change.items() if value is not None}
-    # As in the paper, without the running average of the weights, which harms networks with BatchNorm.
+            raise UsageError(f"{name} is not a reference: name its library as well, torchvision/{name} or timm/{name}")
+    recipe, num_classes, images, notes = choose_data(regime, data, train)
+    given = {"epochs": epochs, "image_size": image_size}
+    change: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    # As in the paper, without the EMA of the weights, which harms models with BatchNorm.
     recipe = dataclasses.replace(recipe, model="", seed=0, stem_stride=None, ema_decay=0.0, device=device, **change)
     folder = out
     if folder is None and train:
@@ -192,8 +186,18 @@ def make_plan(
     return dataclasses.replace(plan, entries=tuple(Entry(name, step, entry_cost(plan, name)) for name, step in names))
 
 
+def choose_data(regime: str, data: str | None, train: bool) -> tuple[Recipe, int, str | None, tuple[str, ...]]:
+    """The data's recipe, number of classes, fingerprint and notes; without data, ImageNet's recipe and classes."""
+    if data is None and not train and regime != "micro":
+        return dataclasses.replace(from_scratch("imagenet:"), data=IMAGENET_SHAPE), 1000, None, ()
+    recipe = from_scratch("digits" if data is None else data)
+    recipe = dataclasses.replace(recipe, epochs=EPOCHS.get(recipe.data, recipe.epochs))
+    loaded = load_data(recipe.data, val_fraction=recipe.val_fraction)
+    return recipe, len(loaded.classes), loaded.fingerprint, loaded.notes
+
+
 def read_study(plan: Plan) -> dict[str, Any]:
-    """What earlier calls in the plan's folder recorded; nothing for a new folder.
+    """The ``study.json`` of earlier commands in the plan's folder; empty for a new folder.
 
     Raises:
         UsageError: the folder belongs to another study, or to something else.
@@ -203,7 +207,9 @@ def read_study(plan: Plan) -> dict[str, Any]:
     path = plan.folder / "study.json"
     if not path.exists():
         if not is_vacant(plan.folder):
-            raise UsageError(f"{plan.folder} is there already and holds no study: choose another with --out")
+            raise UsageError(
+                f"{plan.folder} exists and is not a study (study.json is missing): choose another with --out"
+            )
         return {}
     study = read_json(path)
     identity = study.get("identity") or {}
@@ -212,26 +218,25 @@ def read_study(plan: Plan) -> dict[str, Any]:
         if there != value:
             raise UsageError(
                 f"{plan.folder} belongs to another study ({name} is {there!r} there, {value!r} here): choose another "
-                "folder with --out, or the same words to go on"
+                "folder with --out, or the same options to continue it"
             )
     return study
 
 
 def entry_cost(plan: Plan, model: str) -> Cost:
-    """A network's cost at the plan's image size, counted on the meta device.
+    """A model's cost at the plan's image size, counted on the meta device.
 
     Raises:
-        UsageError: the network is unknown, or cannot take such images.
+        UsageError: the model is unknown, or cannot take such images.
     """
     try:
         with torch.device("meta"):
-            network = build_model(dataclasses.replace(plan.recipe, model=model), plan.num_classes)
-        return cost(network, plan.recipe.image_size)
+            module = build_model(dataclasses.replace(plan.recipe, model=model), plan.num_classes)
+        return cost(module, plan.recipe.image_size)
     except ConvNeXtError:
         raise
     except (RuntimeError, AssertionError, ValueError) as error:  # a reference that cannot take images of this size
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"{model} cannot take images of {plan.recipe.image_size} px ({reason}): pass a larger --image-size, or "
-            "leave it out"
+            f"{model} cannot take images of {plan.recipe.image_size} px ({reason(error)}): pass a larger --image-size, "
+            "or leave it out"
         ) from error

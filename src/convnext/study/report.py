@@ -1,4 +1,4 @@
-"""What a study leaves for a reader: figure files and one self-contained page."""
+"""The report of a study: figure files and one self-contained HTML page."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +26,7 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
 
 
 def render_page(results: dict[str, Any], svg: str) -> str:
-    """The page: table, figure, what each change is, how to run it again, and what the noise allows to say."""
+    """The page: table, figure, the change of each step, the command, and the differences within the noise."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"quantity": quantity, "duration": duration, "per_second": per_second, "spread": spread}
     template = environment.from_string(files("convnext.study").joinpath("report.html.jinja").read_text("utf-8"))

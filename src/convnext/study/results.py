@@ -1,4 +1,4 @@
-"""`results.json`: what a study counted, measured and trained, and which differences lie within the noise."""
+"""The document `results.json` of a study: costs, speeds, accuracies, and the differences within the noise."""
 
 import dataclasses
 import re
@@ -17,22 +17,22 @@ CONFIDENCE = 0.95
 
 
 def collect(plan: Plan, speed: dict[str, Any], warnings: Sequence[str] = ()) -> dict[str, Any]:
-    """The results document of a study as it stands.
+    """The results document so far.
 
     Args:
-        plan: the study; finished trainings are read from its folder. The trained fields are null where there are none
-            and none were asked for.
-        speed: ``images_per_second`` by entry, and how it was measured.
-        warnings: what went wrong on the way.
+        plan: the study; finished trainings are read from its folder. Without any, and if none are planned, the trained
+            fields are null.
+        speed: see :func:`convnext.study.runner.measure_speed`.
+        warnings: for the user.
     """
     runs = {entry.key: finished_runs(plan, entry) for entry in plan.entries}
     trained = plan.train or any(runs.values())
-    rows = [
-        entry_document(entry, speed["images_per_second"].get(entry.key), runs[entry.key] if trained else None)
-        for entry in plan.entries
-    ]
-    steps = [row for row, entry in zip(rows, plan.entries, strict=True) if entry.step]
-    references = [row for row, entry in zip(rows, plan.entries, strict=True) if not entry.step]
+    steps, references = [], []
+    for entry in plan.entries:
+        rate = speed["images_per_second"].get(entry.key)
+        row = entry_document(entry, rate, runs[entry.key] if trained else None)
+        (steps if entry.step else references).append(row)
+    paper = PAPER_REFERENCES[plan.regime].items()
     return {
         "regime": plan.regime,
         "data": plan.recipe.data,
@@ -43,10 +43,7 @@ def collect(plan: Plan, speed: dict[str, Any], warnings: Sequence[str] = ()) -> 
         "speed": {name: speed[name] for name in ("batch", "device", "precision")},
         "steps": steps,
         "references": references,
-        "paper_references": [
-            {"name": name, "top1": top1, "gmacs": gmacs}
-            for name, (top1, gmacs) in PAPER_REFERENCES[plan.regime].items()
-        ],
+        "paper_references": [{"name": name, "top1": top1, "gmacs": gmacs} for name, (top1, gmacs) in paper],
         "noise": noise(plan.regime, steps, references) if trained else None,
         "warnings": [*warnings, *other_machines([run for by_seed in runs.values() for run in by_seed.values()])],
         "command": plan.command,
@@ -58,14 +55,8 @@ def entry_document(entry: Entry, images_per_second: float | None, runs: dict[int
     document: dict[str, Any] = {"key": entry.key}
     if entry.step:
         step = entry.step
-        document |= {
-            "title": step.title,
-            "change": step.change,
-            "section": step.section,
-            "before": step.before,
-            "kept": step.kept,
-            "design": dataclasses.asdict(step.design) | {"depths": list(step.design.depths)},
-        }
+        document |= {name: getattr(step, name) for name in ("title", "change", "section", "before", "kept")}
+        document["design"] = dataclasses.asdict(step.design) | {"depths": list(step.design.depths)}
     document |= dataclasses.asdict(entry.cost) | {"images_per_second": images_per_second}
     document |= accuracy(runs) if runs is not None else dict.fromkeys(TRAINED_FIELDS)
     if entry.step:
@@ -106,23 +97,23 @@ def finished_run(plan: Plan, entry: Entry, seed: int) -> Run | None:
 
 
 def other_machines(runs: Sequence[Run]) -> list[str]:
-    """A warning where trainings were made with another machine or other versions than this call's."""
+    """Warnings about trainings that were made on another machine or with other versions."""
     here, others = environment(), set()
     for run in runs:
         there = read_json(run.dir / "environment.json")
         if any(there.get(name) != here[name] for name in ("processor", "gpu", "versions")):
             versions = there.get("versions") or {}
             others.add(f"{there.get('gpu') or there.get('processor')}, torch {versions.get('torch')}")
-    return [f"some trainings were made elsewhere: {other}" for other in sorted(others)]
+    return [f"some trainings ran on another machine or other versions: {other}" for other in sorted(others)]
 
 
 def noise(regime: str, steps: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Which differences can be told from the noise of the seeds; None before there are accuracies.
+    """Differences in accuracy beside the noise of the seeds; None before there are accuracies.
 
-    Each trained step is compared with the nearest trained one that it goes back to, the last with the first, and each
-    reference with the last. The deviation is pooled over all networks, since a few seeds say little for a single one. A
-    difference counts as real, taken by itself, when it exceeds the least significant difference
-    ``t * deviation * sqrt(1/n + 1/m)`` at 95 % confidence. With one seed each nothing can be told, and ``std`` is None.
+    Each trained step is compared with its nearest trained ancestor, the last with the first, and each reference with
+    the last. The standard deviation is pooled over all models, since a few seeds say little about one. A difference is
+    significant, taken by itself, if it exceeds Fisher's least significant difference ``t * std * sqrt(1/n + 1/m)`` at
+    95 % confidence. With one seed each, ``std`` is None and no difference is significant.
     """
     trained = {row["key"]: row for row in [*steps, *references] if row["top1"]}
     if not trained:
@@ -137,17 +128,16 @@ def noise(regime: str, steps: Sequence[dict[str, Any]], references: Sequence[dic
     freedom = sum(len(row["top1"]) - 1 for row in trained.values())
     squares = sum((len(row["top1"]) - 1) * row["top1_std"] ** 2 for row in trained.values() if row["top1_std"])
     std = (squares / freedom) ** 0.5 if freedom else None
-    least = None  # least significant difference, but for the numbers of seeds
+    scale = None  # of the least significant difference, without the numbers of seeds
     if std is not None:
         from scipy.stats import t
 
-        least = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * std
+        scale = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * std
     comparisons = []
     for before, key in pairs:
         first, second = trained[before], trained[key]
-        threshold = None
-        if least is not None:
-            threshold = least * (1 / len(first["top1"]) + 1 / len(second["top1"])) ** 0.5
+        seeds = 1 / len(first["top1"]) + 1 / len(second["top1"])
+        threshold = None if scale is None else scale * seeds**0.5
         difference = second["top1_mean"] - first["top1_mean"]
         within = threshold is None or abs(difference) <= threshold
         comparisons.append(
@@ -157,7 +147,7 @@ def noise(regime: str, steps: Sequence[dict[str, Any]], references: Sequence[dic
 
 
 def ancestor(regime: str, key: str, trained: dict[str, Any]) -> str | None:
-    """The nearest trained step that a step goes back to."""
+    """The nearest trained step from which a step was derived."""
     before = {step.key: step.before for step in roadmap(regime)}
     name = before[key]
     while name is not None and name not in trained:

@@ -1,8 +1,8 @@
-"""Run a study: measure every network, train every seed that is not done yet, and report."""
+"""Run a study: measure every model, train every seed that is not finished yet, and report."""
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,27 +19,27 @@ from convnext.training.build import build_model
 from convnext.training.fit import fit
 from convnext.training.progress import Progress
 
-MACS_A_BATCH = {"cpu": 4e9, "gpu": 1e12}  # the speed of inference is measured on batches of about this much work
-LARGEST_BATCH = 64
-COST_SECONDS = 9  # for measuring without training: the whole call takes 20 s at most
-LEAST_SEEDS = 2  # trained whatever the time limit: one seed says nothing about noise
+BATCH_MACS = {"cpu": 4e9, "gpu": 1e12}  # the speed of inference is measured on batches of about this much work
+MAX_BATCH = 64
+COST_SECONDS = 9  # for measuring without training: the whole command takes 20 s at most
+MIN_SEEDS = 2  # trained whatever the time limit: one seed says nothing about noise
 
 
 @dataclass(frozen=True)
 class Update:
-    """News from a study.
+    """The state of a study.
 
     Attributes:
-        results: the results document as it stands.
+        results: the results document so far.
         done: finished trainings.
-        total: all of them.
-        limited: whether a time limit may end the study before that.
-        entry: the network in training, or whose training has just ended; None before the first.
+        total: all trainings.
+        limited: a time limit may end the study before that.
+        entry: the model in training, or whose training has just ended; None before the first.
         seed: of that training.
         progress: of that training; None when it has just ended.
         top1: of the training that has just ended, in %; None if it failed.
-        seconds_left: for all trainings at this call's pace, at most what the time limit leaves; None at first.
-        warnings: what should be said aloud, new since the update before.
+        seconds_left: for all trainings at this command's pace, at most what the time limit leaves; None at first.
+        warnings: for the user, new since the last update.
     """
 
     results: dict[str, Any]
@@ -55,95 +55,105 @@ class Update:
 
 
 def run_study(plan: Plan) -> Generator[Update, None, None]:
-    """Run a plan seed by seed, all networks with the first seed before any with the second.
+    """Run a plan seed by seed: all models with the first seed before any with the second.
 
-    Finished trainings are kept, one that was killed goes on after its last epoch. ``results.json`` is written whenever
+    Finished trainings are kept, one that was killed resumes after its last epoch. ``results.json`` is written whenever
     a training ends. A time limit ends the study after a round of seeds, though not before the second.
     """
-    start = time.monotonic()
     with locked(plan.folder) if plan.folder else nullcontext():
         if plan.folder:
             plan.record()
-        speed = measure_speed(plan)
-        warnings = list(plan.notes)
-        if speed["unmeasured"]:
-            missing = f"{len(speed['unmeasured'])} of {len(plan.entries)} networks"
-            warnings.append(
-                f"the speed of {missing} was not measured, the machine is too busy: call again when it is not"
-            )
-        asked = [entry for entry in plan.entries if entry.key in plan.asked] if plan.train else []
-        results = collect(plan, speed, warnings)
-        save(plan, results)
-        update = Update(results, 0, len(asked) * plan.seeds, limited=plan.minutes is not None, warnings=tuple(warnings))
-        yield update
-
-        trained = 0  # in this call
-        training_start = time.monotonic()
+        study = StudyRunner(plan)
+        yield study.last
         for seed in range(plan.seeds):
-            round_start = time.monotonic()
-            for entry in asked:
-                update = replace(update, entry=entry, seed=seed, warnings=())
-                if finished_run(plan, entry, seed):
-                    update = replace(update, done=update.done + 1)
-                    continue
-                new: tuple[str, ...] = ()
-                try:
-                    for progress in fit(plan.recipe_of(entry, seed), plan.run_folder(entry, seed)):
-                        elapsed, part = time.monotonic() - training_start, trained + progress.fraction
-                        left = elapsed * (update.total - update.done - progress.fraction) / part if part else None
-                        if plan.minutes is not None and left is not None and seed >= LEAST_SEEDS - 1:
-                            left = min(left, max(0.0, start + 60 * plan.minutes - time.monotonic()))
-                        new = tuple(warning for warning in progress.warnings if warning not in warnings)
-                        warnings += new
-                        update = replace(update, progress=progress, seconds_left=left, warnings=new)
-                        yield update
-                    new = ()
-                except DivergedError as error:
-                    new = (f"{entry.key}, seed {seed}: {error}",)
-                    warnings += new
-                trained += 1
-                results = collect(plan, speed, warnings)
-                save(plan, results)
-                run = finished_run(plan, entry, seed)
-                top1 = run.metrics[-1]["top1"] if run else None
-                update = replace(
-                    update,
-                    results=results,
-                    done=update.done + 1,
-                    progress=None,
-                    top1=top1,
-                    warnings=new,
-                )
-                yield update
-            now = time.monotonic()
-            late = plan.minutes is not None and now - start + (now - round_start) > 60 * plan.minutes
-            if late and seed + 1 >= LEAST_SEEDS:
+            start = time.monotonic()
+            for entry in study.entries:
+                yield from study.train(entry, seed)
+            if seed + 1 >= MIN_SEEDS and study.remaining() < time.monotonic() - start:
                 break
 
 
-def save(plan: Plan, results: dict[str, Any]) -> None:
-    """Write the results document where the plan has a folder."""
-    if plan.folder:
-        write_json(plan.folder / "results.json", results)
+class StudyRunner:
+    """Measures the models of a plan, then trains one at a time; ``last`` is the last update."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.start = plan, time.monotonic()
+        self.entries = [entry for entry in plan.entries if entry.key in plan.asked] if plan.train else []
+        self.speed, self.warnings = measure_speed(plan), list(plan.notes)
+        if unmeasured := len(plan.entries) - len(self.speed["images_per_second"]):
+            self.warnings.append(
+                f"the speed of {unmeasured} of {len(plan.entries)} models was not measured, the machine is too busy: "
+                "repeat the command when it is not"
+            )
+        total, warnings = len(self.entries) * plan.seeds, tuple(self.warnings)
+        self.last = Update(self.save(), 0, total, limited=plan.minutes is not None, warnings=warnings)
+        self.trained, self.training_start = 0, time.monotonic()  # by this command
+
+    def train(self, entry: Entry, seed: int) -> Generator[Update, None, None]:
+        """Train one model with one seed, if that is not finished yet; a loss that diverges becomes a warning."""
+        recipe, folder = self.plan.recipe_of(entry, seed), self.plan.run_folder(entry, seed)
+        if finished_run(self.plan, entry, seed):
+            self.last = replace(self.last, done=self.last.done + 1)
+            return
+        failure = ()
+        try:
+            for progress in fit(recipe, folder):
+                left = self.seconds_left(progress, seed)
+                yield self.update(progress.warnings, entry=entry, seed=seed, progress=progress, seconds_left=left)
+        except DivergedError as error:
+            failure = (f"{entry.key}, seed {seed}: {error}",)
+        self.trained += 1
+        run, done = finished_run(self.plan, entry, seed), self.last.done + 1
+        top1 = run.metrics[-1]["top1"] if run else None
+        yield self.update(failure, entry=entry, seed=seed, progress=None, done=done, top1=top1)
+
+    def update(self, warnings: Iterable[str], **changes: Any) -> Update:
+        """The last update with changes, and the warnings that were not reported before; saves finished trainings."""
+        new = tuple(warning for warning in warnings if warning not in self.warnings)
+        self.warnings += new
+        if changes["progress"] is None:
+            changes["results"] = self.save()
+        self.last = replace(self.last, warnings=new, **changes)
+        return self.last
+
+    def save(self) -> dict[str, Any]:
+        """The results document so far, which is written where the plan has a folder."""
+        results = collect(self.plan, self.speed, self.warnings)
+        if self.plan.folder:
+            write_json(self.plan.folder / "results.json", results)
+        return results
+
+    def remaining(self) -> float:
+        """Seconds until the time limit."""
+        limit = math.inf if self.plan.minutes is None else 60 * self.plan.minutes
+        return self.start + limit - time.monotonic()
+
+    def seconds_left(self, progress: Progress, seed: int) -> float | None:
+        """Seconds for all trainings at this command's pace, at most what the time limit leaves."""
+        trained = self.trained + progress.fraction
+        if not trained:
+            return None
+        pace = (time.monotonic() - self.training_start) / trained
+        left = pace * (self.last.total - self.last.done - progress.fraction)
+        return min(left, max(0.0, self.remaining())) if seed + 1 >= MIN_SEEDS else left
 
 
 def measure_speed(plan: Plan) -> dict[str, Any]:
-    """Images per second of every network at inference: the best of some rounds over all of them, on one batch.
+    """Images/s of every model at inference: the best of some rounds over all of them, on one batch.
 
-    In each round every network runs for a moment after a warm-up pass, so that a slow moment of the machine does not
-    fall on one network alone; without training there is one round, which ends when its time is over. The batch is about
-    as large as keeps a step's pass short. Weights are zero: the arithmetic is the same, and drawing them would take
-    longer than the measurement.
+    The models are interleaved, so that a slow moment of the machine does not fall on one alone; without training there
+    is one round, which ends when its time is over. The batch is about as large as keeps one pass short. Weights are
+    zero: the arithmetic is the same, and random ones would take longer than the measurement.
 
     Raises:
-        RunError: a network cannot run.
+        RunError: a model cannot run.
     """
     rounds, seconds = (3, 0.1) if plan.train else (1, 0.0)
     deadline = math.inf if plan.train else time.monotonic() + COST_SECONDS
     device = choose_device(plan.recipe.device)
-    budget = MACS_A_BATCH["cpu" if device.type == "cpu" else "gpu"]
+    budget = BATCH_MACS["cpu" if device.type == "cpu" else "gpu"]
     largest = max(entry.cost.macs for entry in plan.entries if entry.step)
-    batch = max(1, min(LARGEST_BATCH, int(budget / largest)))
+    batch = max(1, min(MAX_BATCH, int(budget / largest)))
     images = torch.randn(batch, 3, plan.recipe.image_size, plan.recipe.image_size, device=device)
     images = images.to(memory_format=torch.channels_last)
     measured: dict[str, float] = {}
@@ -163,10 +173,4 @@ def measure_speed(plan: Plan) -> dict[str, Any]:
         except (RuntimeError, IndexError, AssertionError, ValueError) as error:
             raise RunError(f"{entry.key} cannot run on this machine ({error}): leave it out") from error
         measured[entry.key] = max(measured.get(entry.key, 0.0), rate)
-    return {
-        "batch": batch,
-        "device": str(device),
-        "precision": "fp32",
-        "images_per_second": measured,
-        "unmeasured": [entry.key for entry in plan.entries if entry.key not in measured],
-    }
+    return {"batch": batch, "device": str(device), "precision": "fp32", "images_per_second": measured}

@@ -1,4 +1,4 @@
-"""The paper's figure 2 from a study's results: a bar a step, cost beside it, the paper's figures on their own axes."""
+"""The paper's figure 2 from a study's results: accuracy and cost of every step, the paper's values beside."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from convnext.plotting import BLUE, GREY, LIGHT_BLUE, ORANGE, STYLE
 
 KEPT, BRANCH, PAPER, REFERENCE = BLUE, LIGHT_BLUE, ORANGE, GREY
 BUBBLES = 4.6  # inches of height
+RIGHT: dict[str, Any] = {"textcoords": "offset points", "va": "center"}  # a label to the right of its point
 
 
 def draw(results: dict[str, Any]) -> Figure:
@@ -27,8 +28,8 @@ def draw(results: dict[str, Any]) -> Figure:
             draw_accuracy(first, results)
             draw_bubbles(lower.subplots(), results)
         else:
-            macs, paper = upper.subplots(1, 2, sharey=True)
-            first = macs
+            first, paper = upper.subplots(1, 2, sharey=True)
+            macs = first
         draw_macs(macs, results)
         draw_paper(paper, results)
         upper.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -54,7 +55,7 @@ def draw_accuracy(axes: Axes, results: dict[str, Any]) -> None:
             axes.errorbar(step["top1_mean"], i, xerr=step["top1_std"], color="black", capsize=3, linewidth=1)
             axes.plot(step["top1"], [i] * len(step["top1"]), ".", color="black", markersize=3)
         end = max(step["top1_mean"] + (step["top1_std"] or 0), *step["top1"])
-        axes.annotate(f"{step['top1_mean']:.2f}", (end, i), (4, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{step['top1_mean']:.2f}", (end, i), (4, 0), **RIGHT)
     axes.set_xlim(low, max(values) + 3 * margin)
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= 100])
     beginning = f"  (the axis begins at {low:.1f})" if low else ""
@@ -70,12 +71,11 @@ def draw_macs(axes: Axes, results: dict[str, Any]) -> None:
     factor, unit = macs_unit(results["steps"])
     for i, step in enumerate(results["steps"]):
         axes.barh(i, step["macs"] / factor, **bar_style(step["kept"]))
-        text = f"{step['macs'] / factor:.2f}"
-        axes.annotate(text, (step["macs"] / factor, i), (4, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{step['macs'] / factor:.2f}", (step["macs"] / factor, i), (4, 0), **RIGHT)
     for kept, label in ((True, "kept"), (False, "side branch")):
         axes.barh(0, 0, label=label, **bar_style(kept))
     axes.set_xlim(0, 1.22 * largest / factor)
-    axes.set_xlabel(f"multiply-accumulates an image, {unit}")
+    axes.set_xlabel(f"multiply-accumulates per image, {unit}")
     axes.set_title(f"counted here, at {results['image_size']} px", fontsize=9)
 
 
@@ -86,14 +86,11 @@ def draw_paper(axes: Axes, results: dict[str, Any]) -> None:
         paper = step["paper"]
         axes.errorbar(paper["top1"], i, xerr=paper["top1_std"], color=PAPER, capsize=3, linewidth=1)
         axes.plot(paper["top1"], i, "D", color=PAPER, markerfacecolor=PAPER if step["kept"] else "white", markersize=5)
-        text = axes.annotate(
-            f"{paper['top1']:.2f}", (paper["top1"], i), (9, 0), textcoords="offset points", va="center"
-        )
+        text = axes.annotate(f"{paper['top1']:.2f}", (paper["top1"], i), (9, 0), **RIGHT)
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    for name, line in zip(results["paper_references"], (":", "--"), strict=True):
-        axes.axvline(
-            name["top1"], color=REFERENCE, linestyle=line, linewidth=1, label=f"{name['name']} {name['top1']:.2f}"
-        )
+    for row, style in zip(results["paper_references"], (":", "--"), strict=True):
+        label = f"{row['name']} {row['top1']:.2f}"
+        axes.axvline(row["top1"], color=REFERENCE, linestyle=style, linewidth=1, label=label)
     values = [step["paper"]["top1"] for step in results["steps"]] + [row["top1"] for row in results["paper_references"]]
     axes.set_xlim(min(values) - 0.5, max(values) + 1.9)
     axes.set_xlabel("ImageNet-1K top-1 accuracy, %")
@@ -108,21 +105,15 @@ def draw_bubbles(axes: Axes, results: dict[str, Any]) -> None:
     largest = max(row["params"] for _, row, _ in rows)
     path = [row for _, row, kept in rows if kept]
     factor, unit = macs_unit([row for _, row, _ in rows])
-    axes.plot(
-        [row["macs"] / factor for row in path], [row["top1_mean"] for row in path], color=KEPT, alpha=0.35, zorder=1
-    )
+    points = [(row["macs"] / factor, row["top1_mean"]) for row in path]
+    axes.plot([x for x, _ in points], [y for _, y in points], color=KEPT, alpha=0.35, zorder=1)
     for label, row, kept in rows:
+        point, area = (row["macs"] / factor, row["top1_mean"]), max(40.0, 500 * row["params"] / largest)
         colour = REFERENCE if kept is None else KEPT if kept else BRANCH
         marker = "s" if kept is None else "o"
-        area = max(40.0, 500 * row["params"] / largest)
-        axes.scatter(
-            row["macs"] / factor, row["top1_mean"], s=area, marker=marker, color=colour, alpha=0.6, edgecolor="white"
-        )
+        axes.scatter(*point, s=area, marker=marker, color=colour, alpha=0.6, edgecolor="white")
         if kept is None:
-            offset = (0, area**0.5 / 2 + 2)
-            axes.annotate(
-                label, (row["macs"] / factor, row["top1_mean"]), offset, textcoords="offset points", ha="center"
-            )
+            axes.annotate(label, point, (0, area**0.5 / 2 + 2), textcoords="offset points", ha="center")
     for label, row in together([(label, row) for label, row, kept in rows if kept is not None]):
         axes.annotate(label, (row["macs"] / factor, row["top1_mean"]), ha="center", va="center", fontsize=8)
     counts = [row["macs"] for _, row, _ in rows]
@@ -130,7 +121,7 @@ def draw_bubbles(axes: Axes, results: dict[str, Any]) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.margins(0.08, 0.15)
-    axes.set_xlabel(f"multiply-accumulates an image, {unit}")
+    axes.set_xlabel(f"multiply-accumulates per image, {unit}")
     axes.set_ylabel("held-out top-1 accuracy, %")
     axes.set_title(
         "measured here: accuracy by cost; numbers are the steps above, squares the references, area is parameters "
@@ -141,7 +132,7 @@ def draw_bubbles(axes: Axes, results: dict[str, Any]) -> None:
 
 
 def together(steps: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """Steps whose bubbles cover one another get one label: the numbers of all."""
+    """One label for steps whose bubbles overlap: the numbers of all."""
     accuracies = [row["top1_mean"] for _, row in steps]
     close = 0.03 * (max(accuracies) - min(accuracies)) if steps else 0
     labels: list[tuple[str, dict[str, Any]]] = []
@@ -156,12 +147,10 @@ def together(steps: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[st
 
 
 def macs_unit(rows: list[dict[str, Any]]) -> tuple[float, str]:
-    """The unit in which the smallest of some networks has a figure before the point."""
+    """The unit of MACs in which the smallest model has a digit before the point."""
     return (1e9, "10⁹") if min(row["macs"] for row in rows) >= 5e8 else (1e6, "10⁶")
 
 
 def bar_style(kept: bool) -> dict[str, Any]:
     """One colour for the kept path; side branches lighter and hatched."""
-    if kept:
-        return {"color": KEPT}
-    return {"color": BRANCH, "hatch": "///", "edgecolor": "white"}
+    return {"color": KEPT} if kept else {"color": BRANCH, "hatch": "///", "edgecolor": "white"}

@@ -1,4 +1,4 @@
-"""The study as a table on the terminal: live while it runs, whole at the end; plain lines elsewhere."""
+"""A study as a table on the terminal, live while it runs; plain lines where there is no terminal."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -13,7 +13,7 @@ from convnext.quantities import duration, per_second, quantity, spread
 from convnext.study.runner import Update
 from convnext.training.progress import describe
 
-LEGEND = "* side branch: the path goes on from another step\npaper: ImageNet-1K, 224 px"
+LEGEND = "* side branch: the path continues from another step\npaper: ImageNet-1K, 224 px"
 
 
 def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
@@ -34,27 +34,27 @@ def follow(updates: Iterable[Update], console: Console) -> dict[str, Any]:
 
 
 def state(update: Update) -> str:
-    """The trainings that are done, and the one under way."""
-    counter = f"{counted(update)} trainings done{left(update)}".lstrip() if update.total else ""
+    """The finished trainings, and the one under way."""
+    counter = f"{counter_of(update)} trainings done{time_left(update)}".lstrip() if update.total else ""
     if update.entry is None or update.progress is None:
         return counter
     return f"{counter}; {update.entry.key}, seed {update.seed}: {describe(update.progress)}"
 
 
 def ended_line(update: Update) -> str:
-    """The training that has just ended, in a line."""
+    """A line for the training that has just ended."""
     assert update.entry is not None
     outcome = f"top-1 {update.top1:.2f} %" if update.top1 is not None else "failed"
-    return f"{counted(update)}  {update.entry.key:22} seed {update.seed}  {outcome}{left(update)}"
+    return f"{counter_of(update)}  {update.entry.key:22} seed {update.seed}  {outcome}{time_left(update)}"
 
 
-def counted(update: Update) -> str:
-    """How many trainings are done, of how many."""
+def counter_of(update: Update) -> str:
+    """The number of finished trainings, of how many."""
     return f"{update.done:3} of {'at most ' if update.limited else ''}{update.total}"
 
 
-def left(update: Update) -> str:
-    """The time that is left, where it is known."""
+def time_left(update: Update) -> str:
+    """The time left, where it is known."""
     return "" if update.seconds_left is None else f", {duration(update.seconds_left)} left"
 
 
@@ -95,14 +95,3 @@ def figures(row: dict[str, Any], trained: bool) -> tuple[str, ...]:
 def paper_figures(paper: dict[str, Any]) -> tuple[str, str]:
     """The paper's accuracy and multiply-accumulates."""
     return spread(paper["top1"], paper["top1_std"]), f"{paper['gmacs']:.2f}"
-
-
-def family_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of :func:`convnext.models.model_costs` for a terminal."""
-    table = Table(title=f"one image of {rows[0]['image_size']} px, 1000 classes")
-    table.add_column("model")
-    for name in ("params", "MACs", "activations"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row["name"], *(quantity(row[name]) for name in ("params", "macs", "activations")))
-    return table
