@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from convnext.data import load_data
 from convnext.training.build import build_model
@@ -24,7 +25,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         loaded = load_data(recipe.data, val_fraction=recipe.val_fraction)
         run = RunFolder(tmp_path / name)
         run.begin(recipe, loaded)
-        run.save_best(build_model(recipe, len(loaded.classes)).state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)  # not the seed of untrained models
+            run.save_best(build_model(recipe, len(loaded.classes)).state_dict())
         return run.dir
 
     return make

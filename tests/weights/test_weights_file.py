@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
     "no channels": (change(**{STEM: torch.ones(8, 0, 4, 4)}), r"downsample_layers\.0\.0\.weight"),
     "even kernel": (change(**{DEPTHWISE: torch.ones(8, 1, 6, 6)}), "kernel_size is 6"),
     "kernel of nothing": (change(**{DEPTHWISE: torch.ones(8, 1, 0, 0)}), r"stages\.0\.0\.dwconv\.weight"),
-    "kernel larger than the file": (change(**{DEPTHWISE: torch.ones(1, 1, 1, 4001)}), "stages.0.0.dwconv.weight"),
+    "kernel larger than the file": (change(**{DEPTHWISE: torch.ones(1, 1, 1, 4001)}), "of another shape"),
     "block missing": (
         lambda state: {name.replace("stages.2.0", "stages.2.1"): value for name, value in state.items()},
         "not all blocks",
