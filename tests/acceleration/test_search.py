@@ -227,7 +227,7 @@ def test_what_nothing_can_be_measured_with_is_refused(model: ConvNeXt, example: 
 
 
 def test_an_unknown_precision_is_refused(model: ConvNeXt) -> None:
-    with pytest.raises(UsageError, match="unknown precision 'bf61': did you mean bf16"):
+    with pytest.raises(UsageError, match=r"bf61.*bf16"):
         convnext.accelerate(model, IMAGES, precision="bf61")
 
 
@@ -248,7 +248,7 @@ def test_it_only_infers(model: ConvNeXt) -> None:
     with pytest.raises(UsageError, match="only infers"):
         fast.train()
     assert not fast.eval().training
-    with pytest.raises(UsageError, match=r"\(N, 3, H, W\) on cpu are needed"):
+    with pytest.raises(UsageError, match=r"\(N, 3, H, W\)"):
         fast(torch.zeros(3, 32, 32))
 
 

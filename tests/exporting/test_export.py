@@ -85,7 +85,7 @@ def test_a_file_that_differs_is_not_left_and_the_old_one_stays(
         return opened
 
     monkeypatch.setattr(export_job, "open_exported", wrong)
-    with pytest.raises(RunError, match=r"0\.01 .* 100\.0 % of 60 images"):
+    with pytest.raises(RunError, match=r"0\.01.*60"):
         convnext.export(run, "torch", out=out)
     assert out.read_bytes() == b"the old one"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]

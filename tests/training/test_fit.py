@@ -92,7 +92,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
 
 
 def test_another_recipe_or_other_files_are_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"lr is 0.006 there, 0.5 here"):
+    with pytest.raises(UsageError, match=r"lr is 0.006.*0.5"):
         train(dataclasses.replace(TINY, lr=0.5), finished)
     train(dataclasses.replace(TINY, workers=3), finished)  # the machine is no part of it
     (tmp_path / "thesis").mkdir()
@@ -197,7 +197,7 @@ def test_unreadable_images_are_skipped_named_and_counted(make_folder: MakeFolder
 
     for path in (data / "train").glob("*/*.jpg"):
         path.write_text("")
-    with pytest.raises(RunError, match=r"none of the training images .*\.jpg"):
+    with pytest.raises(RunError, match=r"none of.*\.jpg"):
         train(folder_recipe(data), tmp_path / "none")
 
 

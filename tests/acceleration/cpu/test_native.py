@@ -96,7 +96,7 @@ def test_off_says_nothing(tmp_path: Path) -> None:
 def test_compiler_that_fails(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(fresh, "gcc", "echo 'no licence today' >&2; exit 3")
     monkeypatch.setenv("PATH", str(fresh / "bin"))
-    with pytest.warns(KernelsWarning, match="exit status 3 no licence today"):
+    with pytest.warns(KernelsWarning, match="no licence today"):
         assert library() is None
 
 
@@ -132,5 +132,5 @@ def test_another_compiler_has_a_file_of_its_own(fresh: Path) -> None:
 
 def test_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVNEXT_KERNELS", "of")
-    with pytest.raises(UsageError, match="CONVNEXT_KERNELS is 'of', needs on or off"):
+    with pytest.raises(UsageError, match="CONVNEXT_KERNELS"):
         enabled()
