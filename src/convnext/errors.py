@@ -48,8 +48,9 @@ def printable(text: str, length: int = 100) -> str:
 
 def reason(error: BaseException) -> str:
     """What an error of another library says, in a few words."""
-    lines = str(error).splitlines()
-    return printable((lines or [type(error).__name__])[0].partition(". ")[0], 200)
+    name, lines = type(error).__name__, str(error).splitlines()
+    text = f"{name}: {lines[0]}" if lines and isinstance(error, KeyError) else (lines or [name])[0]
+    return printable(text.partition(". ")[0], 200)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], remedy: str = "") -> UsageError:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +136,12 @@ def test_models_that_stay_plain(case: str, monkeypatch: pytest.MonkeyPatch) -> N
     report = convnext.acceleration_report(model)
     assert not report.swapped
     assert list(report.left) == [""]
+
+
+@pytest.mark.parametrize("option", [{"example": torch.zeros(1, 3, 32, 32)}, {"images": 8}, {"precision": "int8"}])
+def test_training_takes_no_option_of_inference(option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(option))):
+        convnext.accelerate(nn.Linear(2, 2), training=True, **option)
 
 
 def test_inference_needs_an_example() -> None:

@@ -125,6 +125,14 @@ def test_twenty_kills_change_no_bit(data: Path, tmp_path: Path) -> None:
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_after_the_last_step_leaves_a_finished_run(
+    whole: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext.training.run.write_curves", lambda *_: signal.raise_signal(getattr(signal, name)))
+    assert train(recipe(whole.parent / "images"), whole).metrics
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_preemption_saves_and_asks_to_be_started_again(data: Path, tmp_path: Path, name: str) -> None:

@@ -96,10 +96,14 @@ def accelerate(
         For training, the model itself; for inference, a module that only infers.
 
     Raises:
-        UsageError: there is no example for inference, or another argument does not fit.
+        UsageError: there is no example for inference, there is one for training, or another argument does not fit.
         RunError: no variant gives the model's outputs.
     """
     if training:
+        if example is not None or images is not None or calibration is not None or force or precision != "auto":
+            raise UsageError(
+                "example, images, precision, calibration and force are for inference: leave training=True out"
+            )
         return accelerate_training(model, experimental, recompute)
     if example is None:
         raise UsageError("accelerate needs example images (N, C, H, W) for inference, or training=True")

@@ -56,7 +56,7 @@ class Model:
 
     name: str
     kind: Kind | None
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     weights: str

@@ -19,6 +19,7 @@ from convnext.training.logging import check_trackers, tracked
 from convnext.training.progress import show_training, show_warnings
 from convnext.training.recipe import Recipe
 from convnext.training.recipe_choice import choose_recipe
+from convnext.training.stop_signals import stop_requests
 from convnext.training.train_state import Loss
 
 
@@ -105,7 +106,8 @@ def train(
     if not run.weights.exists():
         raise RunError(f"the training is finished and {run.weights} is gone: train anew with another --out")
     if ranks.is_main:
-        write_curves(folder, run.metrics, title)
+        with stop_requests():  # all is saved: a signal that comes now has nothing to stop
+            write_curves(folder, run.metrics, title)
     return run
 
 
