@@ -262,7 +262,7 @@ def test_kernels_off_says_why(model: ConvNeXt, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("build", [ConvNeXt, ConvNeXtV2])
 @pytest.mark.filterwarnings("default")
 def test_the_compiled_variant_takes_a_partial_batch(build: Any) -> None:
-    model = build((1, 1, 1, 1), 16, num_classes=10).eval()
+    model = build(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128), num_classes=10).eval()
     report = convnext.accelerate(model, IMAGES, seconds=600).report
     compiled = [row for row in report.tried if row.name == "compiled"]
     assert [row.dropped for row in compiled] == [""] * len(compiled)

@@ -99,9 +99,10 @@ def train(
             else:
                 show_warnings(updates)
         finally:
-            if model is not None:
-                restore(model)
-            give_back()  # the memory that training kept from step to step
+            with stop_requests():  # torchrun sends SIGTERM when another rank has died: the error is still to be printed
+                if model is not None:
+                    restore(model)
+                give_back()  # the memory that training kept from step to step
     run = read_run(recipe, folder)
     if not run.weights.exists():
         raise RunError(f"the training is finished and {run.weights} is gone: train anew with another --out")
