@@ -160,13 +160,9 @@ def architecture(model: nn.Module, name: str, image_size: int = 224) -> Architec
     else:
         parts = [read.part("stem", "stem", "downsample_layers.0")]
         for i, stage in enumerate(model.stages):
-            if (
-                i
-                and (
-                    between := read.part("downsampling", f"between stages {i} and {i + 1}", f"downsample_layers.{i}")
-                ).layers
-            ):
-                parts.append(between)
+            if i:
+                between = read.part("downsampling", f"between stages {i} and {i + 1}", f"downsample_layers.{i}")
+                parts += [between] if between.layers else []
             parts.append(read.stage(i + 1, f"stages.{i}", stage))
     pool = read.layer("pool", "global average pool", "", parts[-1].layers[-1].out[-1:])  # not a module
     head = [pool, *read.part("head", "head", "norm").layers, *read.part("head", "head", "head").layers]
@@ -212,7 +208,7 @@ class Reader:
 
     def block(self, path: str, block: nn.Module) -> Block:
         """The residual branch with LayerScale and drop path, the shortcut, the addition and what follows it."""
-        entry = branch = self.place
+        entry = self.place
         names = [name for name, (module, _) in self.calls.items() if name.startswith(f"{path}.") and is_active(module)]
         shortcut = [name for name in names if name.startswith(f"{path}.shortcut.")]
         final = [name for name in names if name == f"{path}.final_act"]
@@ -222,7 +218,7 @@ class Reader:
         if gamma is not None:
             layers.append(self.layer("scale", "LayerScale", path, out, params=gamma.numel()))
         layers += [self.read(name, *self.calls[name]) for name in drop]
-        branch = source = self.place
+        branch = self.place
         for i, name in enumerate(shortcut):
             inputs = (entry if i == 0 else self.place,)
             layers.append(dataclasses.replace(self.read(name, *self.calls[name]), inputs=inputs, on_shortcut=True))
